@@ -1,0 +1,153 @@
+"""A job: every option of `predict`, validated. The only home of defaults."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from batchpredict.errors import UsageError
+
+# Most rows in one run of the session where `batch_rows` is not given.
+TEXT_BATCH_ROWS = 64
+TABULAR_BATCH_ROWS = 4096
+# A window is the rows that are sorted, cut into batches and put back in order together.
+WINDOW_ROWS = 16384
+WINDOW_BYTES = 16 << 20
+
+Scores = Literal["top", "all", "none"]
+OnError = Literal["reject", "null", "fail"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many rows may be rejected: `rows`, or `share` of the rows read (0 to 1)."""
+
+    rows: int | None
+    share: float | None
+
+    def exceeded(self, rejected: int, read: int) -> bool:
+        """Whether `rejected` of `read` rows are too many."""
+        if self.rows is not None:
+            return rejected > self.rows
+        return rejected > (self.share or 0.0) * read
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to score, with what, how, and where the result goes. Raises UsageError.
+
+    `keep`: "all", "none", or columns. `column`: (model input, column) pairs. `workers`: None
+    takes the effective cores. `batch_rows`: None takes TEXT_ or TABULAR_BATCH_ROWS.
+    """
+
+    input_file: tuple[str, ...]
+    model: str
+    output_file: str | None = None
+    output_dir: str | None = None
+    input_format: str | None = None
+    output_format: str | None = None
+    column: tuple[tuple[str, str], ...] = ()
+    keep: Literal["all", "none"] | tuple[str, ...] = "all"
+    outputs: tuple[str, ...] = ()
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+    no_header: bool = False
+    max_record_bytes: int = 16 << 20
+    scores: Scores = "top"
+    threshold: float | None = None
+    batch_rows: int | None = None
+    batch_tokens: int = 512
+    workers: int | None = None
+    provider: Literal["cpu"] = "cpu"
+    on_error: OnError = "reject"
+    max_rejects: str = "10%"
+    limit: int | None = None
+    dry_run: bool = False
+    rejects_file: str | None = None
+    receipt_file: str | None = None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.budget
+        if not self.input_file:
+            raise UsageError("no input: pass --input_file=FILE (a path, glob, directory or -)")
+        if self.output_file and self.output_dir:
+            raise UsageError("--output_file and --output_dir exclude each other")
+        if self.delimiter is not None and not (
+            len(self.delimiter) == 1 and self.delimiter.isascii() and self.delimiter not in '"\r\n'
+        ):
+            raise UsageError(
+                f"--delimiter={self.delimiter!r}: must be one ASCII character, not a quote or a "
+                "line end; for tabs use --input_format=tsv or --delimiter=tab"
+            )
+        for name in ("max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < (0 if name == "limit" else 1):
+                raise UsageError(f"--{name}={value}: must be positive")
+        if self.max_record_bytes > 1 << 30:
+            raise UsageError(f"--max_record_bytes={self.max_record_bytes}: at most 1 GiB")
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+            raise UsageError(f"--threshold={self.threshold}: must be between 0 and 1")
+
+    @property
+    def budget(self) -> Budget:
+        """`max_rejects` parsed: N rows, or P% of the rows read."""
+        text = self.max_rejects.strip()
+        try:
+            if text.endswith("%"):
+                budget = Budget(None, float(text[:-1]) / 100)
+                valid = 0.0 <= (budget.share or 0.0) <= 1.0
+            else:
+                budget = Budget(int(text), None)
+                valid = (budget.rows or 0) >= 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UsageError(
+                f"--max_rejects={self.max_rejects}: must be a number of rows (100) or a share (5%)"
+            )
+        return budget
+
+
+def effective_cores() -> int:
+    """Cores this process may use: CPU affinity, and the quota of cgroup v2 or v1."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cores, round(quota))) if quota else cores
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs of the tightest cgroup quota, None where there is none."""
+    quotas = []
+    for path, read in (
+        ("/sys/fs/cgroup/cpu.max", _read_v2),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _read_v1),
+    ):
+        quota = read(path)
+        if quota:
+            quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _read_v2(path: str) -> float | None:
+    text = _read(path)
+    if text is None or text.startswith("max"):
+        return None
+    quota, period = text.split()
+    return int(quota) / int(period)
+
+
+def _read_v1(path: str) -> float | None:
+    quota, period = _read(path), _read(path.replace("quota", "period"))
+    if quota is None or period is None or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:  # noqa: PTH123 - a kernel file, no path operations
+            return file.read().strip()
+    except OSError:
+        return None

@@ -1,0 +1,57 @@
+"""Job files: TOML with any option of `predict`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from batchpredict.errors import ConfigInvalid
+
+_PATHS = ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model")
+
+
+def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
+    """Option values by name. Relative paths count from the job file's directory.
+
+    `known`: option names. Raises ConfigInvalid.
+    """
+    path = Path(name).expanduser()
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigInvalid(f"{name}: {(error.strerror or '').lower()}; check --job") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{name}: is not TOML: {error}") from error
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigInvalid(f"{name}: unknown option {key!r}{advice}")
+        values[key] = _value(name, path.parent, key, value)
+    return values
+
+
+def _value(name: str, directory: Path, key: str, value: Any) -> Any:
+    if key == "column":
+        if not isinstance(value, dict) or not all(isinstance(c, str) for c in value.values()):
+            raise ConfigInvalid(f'{name}: column must be a table, such as {{ text = "body" }}')
+        return tuple(value.items())
+    if isinstance(value, dict):
+        raise ConfigInvalid(f"{name}: {key} must not be a table")
+    if key == "input_file":
+        value = value if isinstance(value, list) else [value]
+    if key not in _PATHS:
+        return value
+    if isinstance(value, list):
+        return [_resolved(directory, str(entry)) for entry in value]
+    return _resolved(directory, str(value))
+
+
+def _resolved(directory: Path, path: str) -> str:
+    if path == "-" or "://" in path:
+        return path
+    return os.path.join(directory, os.path.expanduser(path))  # noqa: PTH111, PTH118
