@@ -1,0 +1,262 @@
+"""Avro object container files: header, blocks, codecs (Avro 1.11 specification).
+
+fastavro reads them too, but takes a file cut inside a block's row count for a complete one,
+decodes a block cut inside its deflate data, and checks no snappy checksum.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from batchpredict.errors import InputInvalid
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_MAGIC = b"Obj\x01"
+_SYNC_BYTES = 16
+_READ_BYTES = 1 << 20
+_LONGEST_VARINT = 10
+# Encoded bytes after which a block is closed; the record that reaches them is its last.
+BLOCK_BYTES = 1 << 17
+
+
+class Damaged(ValueError):
+    """Bytes that are not what the specification says stands here."""
+
+
+def zigzag(number: int) -> bytes:
+    """The variable-length encoding of an int or long."""
+    number = (number << 1) ^ (number >> 63)
+    result = bytearray()
+    while number > 0x7F:
+        result.append(number & 0x7F | 0x80)
+        number >>= 7
+    result.append(number)
+    return bytes(result)
+
+
+def _inflate(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(-15)
+    result = inflater.decompress(data) + inflater.flush()
+    if not inflater.eof:
+        raise Damaged("the deflate data ends early")
+    return result
+
+
+def _deflate(data: bytes) -> bytes:
+    deflater = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return deflater.compress(data) + deflater.flush()
+
+
+def _unsnap(data: bytes) -> bytes:
+    size, _ = _varint(io.BytesIO(data), signed=False)
+    # No snappy element makes more than 64 bytes of 2: a larger claim is damage, not data.
+    if size > 32 * len(data):
+        raise Damaged("the snappy data states an impossible size")
+    result = pa.decompress(data[:-4], decompressed_size=size, codec="snappy", asbytes=True)
+    if zlib.crc32(result) != int.from_bytes(data[-4:], "big"):
+        raise Damaged("the snappy checksum differs")
+    return result  # type: ignore[no-any-return]
+
+
+def _snap(data: bytes) -> bytes:
+    compressed: bytes = pa.compress(data, codec="snappy", asbytes=True)
+    return compressed + zlib.crc32(data).to_bytes(4, "big")
+
+
+_DECODE: dict[str, Callable[[bytes], bytes]] = {
+    "null": lambda data: data,
+    "deflate": _inflate,
+    "bzip2": bz2.decompress,
+    "snappy": _unsnap,
+    "xz": lzma.decompress,
+    "zstandard": lambda data: zstd.decompress(data),
+}
+_ENCODE: dict[str, Callable[[bytes], bytes]] = {
+    "null": lambda data: data,
+    "deflate": _deflate,
+    "bzip2": bz2.compress,
+    "snappy": _snap,
+    "xz": lambda data: lzma.compress(data, preset=3),
+    "zstandard": lambda data: zstd.compress(data),
+}
+_DAMAGE = (
+    Damaged, EOFError, OSError, ValueError, pa.ArrowException, zlib.error, lzma.LZMAError,
+    zstd.ZstdError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What precedes the blocks of a file."""
+
+    metadata: Mapping[str, bytes]
+    sync: bytes
+
+    @property
+    def codec(self) -> str:
+        return self.metadata.get("avro.codec", b"null").decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The decompressed records of one block."""
+
+    count: int
+    data: bytes
+
+
+def _varint(stream: BinaryIO, signed: bool = True) -> tuple[int, int]:
+    """A number and the count of bytes it takes. Raises Damaged, EOFError (nothing left)."""
+    number = 0
+    for index in range(_LONGEST_VARINT):
+        byte = stream.read(1)
+        if not byte:
+            raise EOFError if index == 0 else Damaged("it ends early")
+        number |= (byte[0] & 0x7F) << (7 * index)
+        if byte[0] < 0x80:
+            return ((number >> 1) ^ -(number & 1) if signed else number), index + 1
+    raise Damaged("a length is not a number")
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    """`size` bytes. A damaged size must not make us ask for all memory at once."""
+    if size < 0:
+        raise Damaged("a length is negative")
+    parts = []
+    while size:
+        part = stream.read(min(size, _READ_BYTES))
+        if not part:
+            raise Damaged("it ends early")
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_header(stream: BinaryIO, name: str) -> Header:
+    """Read up to the first block. Raises InputInvalid."""
+    try:
+        magic = _exactly(stream, len(_MAGIC))
+    except Damaged:
+        magic = b""
+    if magic != _MAGIC:
+        raise InputInvalid(f"{name}: is not an Avro file; check --input_format")
+    metadata = {}
+    try:
+        while count := _varint(stream)[0]:
+            if count < 0:
+                _varint(stream)
+            for _ in range(abs(count)):
+                key = _exactly(stream, _varint(stream)[0]).decode()
+                metadata[key] = _exactly(stream, _varint(stream)[0])
+        header = Header(metadata, _exactly(stream, _SYNC_BYTES))
+    except (Damaged, EOFError, UnicodeDecodeError) as error:
+        raise InputInvalid(
+            f"{name}: the Avro header is truncated or damaged; fetch the file again"
+        ) from error
+    if header.codec not in _DECODE:
+        raise InputInvalid(
+            f"{name}: Avro codec '{header.codec}' is not known; rewrite the file with one of "
+            f"{', '.join(_DECODE)}"
+        )
+    return header
+
+
+def read_blocks(stream: BinaryIO, header: Header, name: str) -> Iterator[Block]:
+    """The blocks after the header, one in memory at a time. Raises InputInvalid.
+
+    A file cut exactly between two blocks cannot be told from a complete one.
+    """
+    number = 0
+    while True:
+        number += 1
+        try:
+            try:
+                count, _ = _varint(stream)
+            except EOFError:
+                return
+            data = _block_data(stream, header, count)
+        except InputInvalid:
+            raise
+        except _DAMAGE as error:
+            reason = str(error) or "it ends early"
+            raise InputInvalid(
+                f"{name}: Avro block {number} is truncated or damaged ({reason}); "
+                "fetch the file again"
+            ) from error
+        yield Block(count, data)
+
+
+def _block_data(stream: BinaryIO, header: Header, count: int) -> bytes:
+    if count < 0:
+        raise Damaged("its row count is negative")
+    stored = _exactly(stream, _varint(stream)[0])
+    if _exactly(stream, _SYNC_BYTES) != header.sync:
+        raise Damaged("its sync marker is missing")
+    return _DECODE[header.codec](stored)
+
+
+class BlockWriter:
+    """Writes a container of records that are encoded already.
+
+    Equal records under an equal schema give equal bytes however they are handed over: blocks
+    are cut by their own size, and the sync marker comes from the schema.
+    """
+
+    def __init__(self, sink: BinaryIO, metadata: Mapping[str, bytes]) -> None:
+        self._sink = sink
+        self._sync = hashlib.sha256(b"batchpredict" + metadata["avro.schema"]).digest()[
+            :_SYNC_BYTES
+        ]
+        self._encode = _ENCODE[metadata.get("avro.codec", b"null").decode()]
+        self._pending = bytearray()
+        self._count = 0
+        sink.write(_MAGIC + zigzag(len(metadata)))
+        for key, value in metadata.items():
+            sink.write(zigzag(len(key.encode())) + key.encode() + zigzag(len(value)) + value)
+        sink.write(zigzag(0) + self._sync)
+
+    def append(self, records: pa.BinaryArray) -> None:
+        """Add encoded records, none of them null."""
+        if not len(records):
+            return
+        _, offset_buffer, data_buffer = records.buffers()
+        first = records.offset
+        offsets = np.frombuffer(offset_buffer, np.int32)[first : first + len(records) + 1]
+        data = memoryview(data_buffer or b"")
+        start = 0
+        while start < len(records):
+            full = int(offsets[start]) + BLOCK_BYTES - len(self._pending)
+            stop = min(int(np.searchsorted(offsets, full)), len(records))
+            self._pending += data[offsets[start] : offsets[stop]]
+            self._count += stop - start
+            start = stop
+            if len(self._pending) >= BLOCK_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._count:
+            stored = self._encode(bytes(self._pending))
+            self._sink.write(zigzag(self._count) + zigzag(len(stored)))
+            self._sink.write(stored)
+            self._sink.write(self._sync)
+        self._pending.clear()
+        self._count = 0
+
+    def close(self) -> None:
+        """Write what is pending; the sink stays open."""
+        self._flush()

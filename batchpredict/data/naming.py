@@ -1,0 +1,216 @@
+"""Which files a job reads, and what the files it writes are called."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchpredict.data.formats import FORMATS
+from batchpredict.data.locations import STDIO, compression_of
+from batchpredict.errors import InputMissing, UsageError
+from batchpredict.job import Job
+
+_OWN_ENDINGS = (".rejects.jsonl", ".receipt.json")
+_OWN_PARTS = (".scored.", ".failed.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input and the files beside its output. "-": standard input or output.
+
+    `rejects` None: to standard error. `receipt`, `failed` None: not written.
+    """
+
+    input: str
+    input_format: str
+    output: str
+    output_format: str
+    rejects: str | None
+    receipt: str | None
+
+    @property
+    def failed(self) -> str | None:
+        """The receipt of a run that failed."""
+        return None if self.output == STDIO else f"{self.output}.failed.json"
+
+    @property
+    def failed_rejects(self) -> str | None:
+        """The rejects of a run that failed, in the directory where `rejects` would be."""
+        if self.rejects is None:
+            return None
+        return f"{self.rejects.removesuffix('.rejects.jsonl')}.failed.rejects.jsonl"
+
+
+def tasks_of(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]:
+    """One task per input, in order, and what is wrong with names that stand for no file.
+
+    Raises UsageError; InputMissing where there is no task at all.
+    """
+    found: list[tuple[str, str]] = []
+    missing: list[InputMissing] = []
+    for name in job.input_file:
+        try:
+            found += _expand(name, job.output_dir)
+        except InputMissing as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    if len(found) > 1:
+        for option in ("output_file", "rejects_file", "receipt_file"):
+            if getattr(job, option):
+                raise UsageError(
+                    f"--{option} names one file, but there are {len(found)} inputs; "
+                    "use --output_dir"
+                )
+    tasks = tuple(_task(job, name, relative) for name, relative in found)
+    _check_distinct(tasks)
+    return tasks, tuple(missing)
+
+
+def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
+    """(path, path relative to the directory or to the glob's fixed part) of each file meant."""
+    if name == STDIO:
+        return [(STDIO, STDIO)]
+    path = os.path.expanduser(name)  # noqa: PTH111 - keeps the path as it is spelled
+    if os.path.isdir(path):  # noqa: PTH112
+        files = _own_left_out(sorted(glob.glob(f"{glob.escape(path)}/*")), output_dir)
+        files = [file for file in files if format_of(file)]
+        root = path
+        kind = "directory without files of a known format (" + ", ".join(_suffixes()) + ")"
+    elif not os.path.lexists(path) and glob.has_magic(path):
+        files = _own_left_out(sorted(glob.glob(path, recursive=True)), output_dir)
+        root = os.path.dirname(path[: path.index(next(c for c in path if c in "*?["))])
+        kind = "no file matches"
+    elif not os.path.exists(path):  # noqa: PTH110
+        raise InputMissing(f"{name}: no such file{_nearest(path)}; check --input_file")
+    else:
+        return [(path, os.path.basename(path))]  # noqa: PTH119
+    if not files:
+        raise InputMissing(f"{name}: {kind}; check --input_file")
+    return [(file, os.path.relpath(file, root or ".")) for file in files]
+
+
+def _own_left_out(files: list[str], output_dir: str | None) -> list[str]:
+    """Regular files that are neither hidden nor ours nor where outputs go."""
+    target = Path(os.path.expanduser(output_dir)).resolve() if output_dir else None  # noqa: PTH111
+    return [
+        file
+        for file in files
+        if os.path.isfile(file)  # noqa: PTH113
+        and not is_own(file)
+        and not (target and Path(file).resolve().is_relative_to(target))
+    ]
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is hidden or one that we write beside an output."""
+    name = Path(file).name
+    return (
+        name.startswith(".")
+        or name.endswith(_OWN_ENDINGS)
+        or any(part in name for part in _OWN_PARTS)
+    )
+
+
+def _suffixes() -> list[str]:
+    return [entry.suffixes[0] for entry in FORMATS.values()]
+
+
+def _nearest(path: str) -> str:
+    directory, name = os.path.split(path)
+    try:
+        names = os.listdir(directory or ".")  # noqa: PTH208
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {os.path.join(directory, near[0])}?" if near else ""  # noqa: PTH118
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """(stem, format suffix, compression suffix) of a file name; "" for what it lacks."""
+    compression = compression_of(name)
+    rest = name[: len(name) - len(compression)]
+    for entry in FORMATS.values():
+        for suffix in entry.suffixes:
+            if rest.lower().endswith(suffix) and rest[: -len(suffix)]:
+                return rest[: -len(suffix)], rest[-len(suffix) :], name[len(rest) :]
+    return rest, "", name[len(rest) :]
+
+
+def format_of(name: str) -> str | None:
+    """The format a file's suffix names, None where it names none."""
+    suffix = split_name(name)[1].lower()
+    return next((key for key, entry in FORMATS.items() if suffix in entry.suffixes), None)
+
+
+def _task(job: Job, name: str, relative: str) -> Task:
+    input_format = job.input_format or format_of(name)
+    if input_format is None:
+        what = "standard input needs" if name == STDIO else f"{name}: its suffix names no format;"
+        raise UsageError(f"{what} --input_format={'|'.join(FORMATS)}")
+    if compression_of(name) and not FORMATS[input_format].is_text:
+        raise UsageError(f"{name}: {input_format} is compressed inside; decompress the file")
+    output_format = (
+        job.output_format or (job.output_file and format_of(job.output_file)) or input_format
+    )
+    output = _output(job, name, relative, (input_format, output_format))
+    if output != STDIO and compression_of(output) and not FORMATS[output_format].is_text:
+        raise UsageError(f"{output}: {output_format} is compressed inside; drop the last suffix")
+    beside = output != STDIO
+    return Task(
+        name,
+        input_format,
+        output,
+        output_format,
+        _user(job.rejects_file) or (f"{output}.rejects.jsonl" if beside else None),
+        _user(job.receipt_file) or (f"{output}.receipt.json" if beside else None),
+    )
+
+
+def _user(path: str | None) -> str | None:
+    return os.path.expanduser(path) if path else None  # noqa: PTH111
+
+
+def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str:
+    if job.output_file:
+        return STDIO if job.output_file == STDIO else os.path.expanduser(job.output_file)  # noqa: PTH111
+    if name == STDIO:
+        if job.output_dir:
+            raise UsageError("standard input has no name; use --output_file, not --output_dir")
+        return STDIO
+    base = relative if job.output_dir else name
+    stem, suffix, compression = split_name(base)
+    if formats[0] != formats[1] or not (suffix or compression):
+        changed = FORMATS[formats[1]].suffixes[0] if formats[0] != formats[1] else ""
+        suffix = changed or suffix
+    if not suffix and formats[0] == formats[1] and "." in os.path.basename(stem):  # noqa: PTH119
+        stem, suffix = os.path.splitext(stem)  # noqa: PTH122 - data.txt with --input_format
+    if not FORMATS[formats[1]].is_text:
+        compression = ""
+    if job.output_dir:
+        return os.path.join(os.path.expanduser(job.output_dir), f"{stem}{suffix}{compression}")  # noqa: PTH111, PTH118
+    return f"{stem}.scored{suffix}{compression}"
+
+
+def _check_distinct(tasks: tuple[Task, ...]) -> None:
+    inputs = {os.path.realpath(task.input): task.input for task in tasks if task.input != STDIO}
+    written: dict[str, str] = {}
+    for task in tasks:
+        for file in (task.output, task.rejects, task.receipt):
+            if file is None or file == STDIO or file.startswith("/dev/"):
+                continue
+            real = os.path.realpath(file)
+            if real in inputs:
+                raise UsageError(
+                    f"{file}: would overwrite the input {inputs[real]}; choose another "
+                    "--output_file or --output_dir"
+                )
+            if real in written:
+                raise UsageError(
+                    f"{file}: {written[real]} and {task.input} would both be written to it; "
+                    "choose another --output_dir"
+                )
+            written[real] = task.input

@@ -1,0 +1,261 @@
+"""Parquet files, through pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchpredict.data.arrow_types import value_type, values_of, without_views
+from batchpredict.data.conversion import as_json, as_text, fits_parquet
+from batchpredict.data.records import (
+    BLOCK_BYTES,
+    Dialect,
+    Layout,
+    Reader,
+    Records,
+    Selection,
+    Source,
+    Writer,
+)
+from batchpredict.errors import InputInvalid, UsageError
+
+# A batch as decoded; larger ones, from well compressed columns, are halved until they fit.
+_MOST_BLOCK_BYTES = 8 << 20
+_MOST_BLOCK_ROWS = 1 << 13
+# A row group is closed by whichever it reaches first; both depend on the rows alone.
+_GROUP_ROWS = 1 << 16
+_GROUP_BYTES = 64 << 20
+_DAMAGE = (pa.ArrowException, OSError, EOFError)
+_CODECS = {"UNCOMPRESSED": "none", "LZ4_RAW": "lz4"}
+_DEFAULT_CODEC = "snappy"
+
+
+def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:  # noqa: ARG001
+    """A reader of one file. Raises UsageError for a pipe, InputInvalid.
+
+    `dialect` and `survey` are nothing to it: the file says everything.
+    """
+    return ParquetReader(source)
+
+
+def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
+    """A writer that keeps the origin's schema, metadata and codec unless `carry` is "value"."""
+    return ParquetWriter(sink, layout)
+
+
+class ParquetReader:
+    """Obeys the Reader protocol.
+
+    `codec`: what the first column is compressed with. `stored`: the schema as the file states
+    it; `schema` is the same but for the layout of texts.
+    """
+
+    complete = True
+
+    def __init__(self, source: Source) -> None:
+        self._name = source.name
+        self._path = _seekable(source)
+        file = self._open()
+        metadata = file.metadata
+        self.stored: pa.Schema = file.schema_arrow
+        self.schema = pa.schema(
+            [field.with_type(without_views(field.type)) for field in self.stored],
+            self.stored.metadata,
+        )
+        doubled = sorted({n for n in self.schema.names if self.schema.names.count(n) > 1})
+        if doubled:
+            raise InputInvalid(
+                f"{self._name}: has more than one column named '{doubled[0]}'; rename one"
+            )
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        self._row_bytes = max(1, sum(sizes) // max(1, metadata.num_rows))
+        self.codec = _DEFAULT_CODEC
+        if sizes and metadata.num_columns:
+            name = metadata.row_group(0).column(0).compression
+            self.codec = _CODECS.get(name, name.lower())
+        self.notes: Sequence[str] = _notes(file)
+        file.close()
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            # Without a buffer size whole column chunks are read into memory. Spark's INT96
+            # timestamps count microseconds; as nanoseconds the years 1 and 9999 would overflow.
+            return pq.ParquetFile(
+                self._path,
+                buffer_size=BLOCK_BYTES,
+                pre_buffer=False,
+                coerce_int96_timestamp_unit="us",
+                page_checksum_verification=True,
+            )
+        except _DAMAGE as error:
+            raise InputInvalid(
+                f"{self._name}: is not a Parquet file, or is truncated ({_line(error)}); check "
+                "--input_format or fetch the file again"
+            ) from error
+
+    def records(self, selection: Selection) -> Iterator[Records]:
+        """The rows, in order; see Reader."""
+        first = 1
+        for batch in self._batches():
+            count = batch.num_rows
+            values = [values_of(batch.column(name)) for name in selection.model]
+            columns = [value.cast(without_views(value.type)) for value in values]
+            yield Records(
+                columns=_batch(columns, list(selection.model), count),
+                kept=batch.select(list(selection.kept)),
+                raw=batch.to_struct_array(),
+                rows=np.arange(first, first + count, dtype=np.int64),
+                lines=None,
+                weight=np.full(count, self._row_bytes, np.int64),
+            )
+            first += count
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        rows = min(_MOST_BLOCK_ROWS, max(1, BLOCK_BYTES // self._row_bytes))
+        file = self._open()
+        try:
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                yield from _fitting(batch if batch.schema == self.schema else self._cast(batch))
+        except _DAMAGE as error:
+            raise InputInvalid(
+                f"{self._name}: the Parquet data is damaged ({_line(error)}); fetch the file again"
+            ) from error
+        finally:
+            file.close()
+
+    def _cast(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = [
+            column if column.type == field.type else column.cast(field.type)
+            for column, field in zip(batch.columns, self.schema, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def original(self, raw: pa.Array, index: int) -> bytes | Mapping[str, Any]:
+        """The record as JSON has it: dates and decimals as text, bytes as base64."""
+        record: dict[str, Any] = json.loads(as_json(raw.slice(index, 1))[0])
+        return record
+
+
+def _seekable(source: Source) -> Path:
+    path = getattr(source, "path", None)
+    if path is None or not source.rereadable:
+        raise UsageError(
+            f"{source.name}: Parquet cannot be read from a pipe, its index is at its end; save "
+            "it to a file first"
+        )
+    if getattr(source, "compression", ""):
+        raise UsageError(
+            f"{source.name}: Parquet is compressed inside and cannot be read through another "
+            "compression; decompress it first"
+        )
+    return Path(path)
+
+
+def _notes(file: pq.ParquetFile) -> tuple[str, ...]:
+    columns = (file.schema.column(index) for index in range(len(file.schema)))
+    return tuple(
+        f"column '{column.path}': INT96 timestamps are read and written in microseconds"
+        for column in columns
+        if column.physical_type == "INT96"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _fitting(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows < 2 or batch.get_total_buffer_size() <= _MOST_BLOCK_BYTES:
+        yield batch
+        return
+    # Sizes are of whole buffers, so a slice is judged by its share of the rows.
+    parts = min(batch.num_rows, -(-batch.get_total_buffer_size() // _MOST_BLOCK_BYTES))
+    rows = -(-batch.num_rows // parts)
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _batch(columns: list[pa.Array], names: list[str], count: int) -> pa.RecordBatch:
+    """A batch that knows its length even where it has no columns."""
+    batch = pa.RecordBatch.from_arrays([*columns, pa.nulls(count)], [*names, ""])
+    return batch.select(list(range(len(names))))
+
+
+class ParquetWriter:
+    """Obeys the Writer protocol. Equal rows give equal bytes however they are cut into calls."""
+
+    def __init__(self, sink: BinaryIO, layout: Layout) -> None:
+        self._carry = layout.carry
+        codec = _DEFAULT_CODEC
+        metadata = None
+        kept = pa.schema([_storable(field) for field in layout.kept])
+        if layout.carry != "value":
+            assert isinstance(layout.origin, ParquetReader)  # what the other carries mean
+            codec = layout.origin.codec
+            stored = layout.origin.stored
+            metadata = stored.metadata
+            if layout.carry == "record":
+                kept = stored
+            else:
+                kept = pa.schema([stored.field(name) for name in kept.names])
+        self._schema = pa.schema([*kept, *map(_storable, layout.added)], metadata)
+        self._writer = pq.ParquetWriter(sink, self._schema, compression=codec)
+        self._pending: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def write(self, records: Records, added: pa.RecordBatch) -> None:
+        """Append rows; see Writer."""
+        kept = records.kept
+        if self._carry == "record":
+            kept = pa.RecordBatch.from_struct_array(records.raw)
+        columns = [
+            _stored(column, field)
+            for column, field in zip((*kept.columns, *added.columns), self._schema, strict=True)
+        ]
+        if not columns:
+            return
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        start = 0
+        sizes = np.cumsum(records.weight)
+        while start < len(records):
+            before = int(sizes[start - 1]) if start else 0
+            full = int(np.searchsorted(sizes, before + _GROUP_BYTES - self._bytes)) + 1
+            stop = min(full, start + _GROUP_ROWS - self._rows, len(records))
+            self._pending.append(batch.slice(start, stop - start))
+            self._rows += stop - start
+            self._bytes += int(sizes[stop - 1]) - before
+            start = stop
+            if self._rows == _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            # One chunk per column: pages are cut within chunks.
+            table = pa.Table.from_batches(self._pending, self._schema)
+            table = table.unify_dictionaries().combine_chunks()
+            self._writer.write_table(table, row_group_size=_GROUP_ROWS)
+        self._pending, self._rows, self._bytes = [], 0, 0
+
+    def close(self) -> None:
+        """Write the last row group and the footer."""
+        self._flush()
+        self._writer.close()
+
+
+def _storable(field: pa.Field) -> pa.Field:
+    """JSON texts of mixed columns and types that Parquet has no place for become text."""
+    kind = value_type(field.type)
+    return field if fits_parquet(kind) else field.with_type(pa.string())
+
+
+def _stored(column: pa.Array, field: pa.Field) -> pa.Array:
+    if column.type == field.type:
+        return column
+    return column.cast(field.type) if without_views(field.type) == column.type else as_text(column)
