@@ -1,0 +1,1 @@
+"""What scores rows: model directories, sessions, feeds, and what comes out of them."""

@@ -1,0 +1,299 @@
+"""What an .onnx file says of itself, read from its bytes without loading weights.
+
+The format is protocol buffers (https://protobuf.dev/programming-guides/encoding/); field numbers
+are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from batchpredict.errors import ConfigInvalid, Unavailable
+
+# Tensors of this many bytes hold weights, not the names of classes.
+_MOST_CLASS_BYTES = 1 << 16
+_INT64 = 7
+
+_HAND_ON = ("ArrayFeatureExtractor", "Cast", "Identity", "Reshape", "ZipMap")
+
+_Value = int | memoryview
+_Classes = tuple[str, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """Facts of one graph.
+
+    `opsets`: (domain, version), the ONNX domain spelled "ai.onnx". `external`: locations of
+    external data, relative to the file's folder. `classes`: (operator or "initializer", class
+    labels in order), from classifier nodes and initializers named "classes…" (skl2onnx).
+    `producers`: (output of the graph, operator that makes its values, as "Softmax" or
+    "LinearClassifier:NONE" with its post_transform), operators that only hand values on left out.
+    """
+
+    opsets: tuple[tuple[str, int], ...]
+    external: tuple[str, ...]
+    classes: tuple[tuple[str, _Classes], ...]
+    producers: tuple[tuple[str, str], ...]
+
+    def producer(self, output: str) -> str:
+        return dict(self.producers).get(output, "")
+
+
+def read_graph_file(path: Path) -> GraphFile:
+    """Raises Unavailable if it cannot be read, ConfigInvalid if it is no complete ONNX model."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+            if not start:
+                raise ConfigInvalid(f"{path}: the file is empty; copy the model again")
+            if start.startswith(b"version https://git-lfs"):
+                raise ConfigInvalid(f"{path}: a Git LFS pointer, not the model; run `git lfs pull`")
+            # Closed with its last view: an error's traceback may still hold some.
+            return _read(path, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+
+
+def _read(path: Path, view: memoryview) -> GraphFile:
+    walk = _Walk()
+    try:
+        walk.model(view)
+    except ValueError as error:
+        if isinstance(error, _Truncated) and walk.seen:
+            how = "the copy is truncated, make it again"
+            raise ConfigInvalid(f"{path}: ends before the graph does; {how}") from None
+        raise ConfigInvalid(f"{path}: not an ONNX model; give an .onnx file") from None
+    if not walk.graphs or not walk.opsets:
+        raise ConfigInvalid(f"{path}: not an ONNX model (it holds no graph); give an .onnx file")
+    for location in walk.external:
+        pure = PurePosixPath(location)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in location or not location:
+            raise ConfigInvalid(
+                f"{path}: external data at {location!r} is outside the model's folder;"
+                " save the model again with relative locations"
+            )
+    return GraphFile(
+        tuple(sorted(walk.opsets.items())),
+        tuple(sorted(walk.external)),
+        tuple(walk.classes),
+        tuple((name, walk.origin(name)) for name in walk.outputs),
+    )
+
+
+class _Truncated(ValueError):
+    """A length runs over the end of its message."""
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(view):
+            raise _Truncated
+        byte = view[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, _Value]]:
+    """(field number, number or bytes) of one message; fixed-width numbers come as bytes."""
+    at = 0
+    while at < len(view):
+        tag, at = _varint(view, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, at = _varint(view, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(view, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError
+        if at + size > len(view):
+            raise _Truncated
+        yield number, view[at : at + size]
+        at += size
+
+
+def _messages(view: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
+    for number, value in _fields(view):
+        if number in numbers:
+            if isinstance(value, int):
+                raise ValueError
+            yield number, value
+
+
+def _text(value: _Value) -> str:
+    if isinstance(value, int):
+        raise ValueError
+    return bytes(value).decode()
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _packed(value: _Value) -> list[int]:
+    """Repeated int64, packed or one at a time."""
+    if isinstance(value, int):
+        return [_signed(value)]
+    numbers, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        numbers.append(_signed(number))
+    return numbers
+
+
+@dataclass
+class _Walk:
+    """Collects while it goes down a ModelProto."""
+
+    seen: bool = False
+    graphs: int = 0
+    opsets: dict[str, int] = field(default_factory=dict)
+    external: set[str] = field(default_factory=set)
+    classes: list[tuple[str, _Classes]] = field(default_factory=list)
+    produced: dict[str, tuple[str, str]] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+
+    def model(self, view: memoryview) -> None:
+        for number, value in _fields(view):
+            if number == 1 and isinstance(value, int):  # ir_version comes first
+                self.seen = True
+            elif number == 7 and not isinstance(value, int):
+                self.graphs += 1
+                self.graph(value, top=True)
+            elif number == 8 and not isinstance(value, int):
+                self.opset(value)
+            elif number == 25 and not isinstance(value, int):  # functions
+                for _, node in _messages(value, 7):
+                    self.node(node)
+
+    def opset(self, view: memoryview) -> None:
+        parts = dict(_fields(view))
+        domain = _text(parts[1]) if 1 in parts else ""
+        version = parts.get(2, 0)
+        if isinstance(version, int):
+            self.opsets[domain or "ai.onnx"] = _signed(version)
+
+    def graph(self, view: memoryview, *, top: bool = False) -> None:
+        for number, value in _messages(view, 1, 5, 12, 15):
+            if number == 1:
+                self.node(value)
+            elif number == 5:
+                self.tensor(value)
+            elif number == 15:
+                self.sparse(value)
+            elif top:
+                self.outputs += [_text(name) for _, name in _messages(value, 1)]
+
+    def node(self, view: memoryview) -> None:
+        operator, transform = "", ""
+        inputs: list[str] = []
+        outputs: list[str] = []
+        classes: list[_Classes] = []
+        for number, value in _messages(view, 1, 2, 4, 5):
+            if number == 1:
+                inputs.append(_text(value))
+            elif number == 2:
+                outputs.append(_text(value))
+            elif number == 4:
+                operator = _text(value)
+            else:
+                found, transform_found = self.attribute(value)
+                if transform in ("", "NONE"):
+                    transform = transform_found or transform
+                classes += found
+        self.classes += [(operator, found) for found in classes]
+        for name in outputs:
+            made_by = f"{operator}:{transform}" if transform else operator
+            self.produced[name] = (made_by, inputs[0] if inputs else "")
+
+    def origin(self, name: str) -> str:
+        """The operator that makes the values of a tensor, past those that hand them on."""
+        made_by, source = self.produced.get(name, ("", ""))
+        # Nodes are sorted in a valid graph; a loop in a broken one must end too.
+        for _ in range(len(self.produced)):
+            if made_by not in _HAND_ON:
+                break
+            made_by, source = self.produced.get(source, ("", ""))
+        return made_by
+
+    def attribute(self, view: memoryview) -> tuple[list[_Classes], str]:
+        """Class labels and post_transform, if it is one of these attributes."""
+        name = ""
+        for number, value in _fields(view):
+            if number == 1:
+                name = _text(value)
+                if name.startswith("classlabels"):
+                    return _class_attribute(view), ""
+                if name == "prob_a":  # SVMClassifier's own step from values to probabilities
+                    return [], "LOGISTIC"
+            elif number == 4 and name == "post_transform":
+                return [], _text(value)
+            elif number in (7, 8, 9):
+                # Lists of numbers or texts: a tree ensemble has millions, and an attribute that
+                # holds them holds no tensors.
+                break
+            elif not isinstance(value, int):
+                self.attribute_value(number, value)
+        return [], ""
+
+    def attribute_value(self, number: int, value: memoryview) -> None:
+        if number in (5, 10):
+            self.tensor(value)
+        elif number in (6, 11):
+            self.graph(value)
+        elif number in (22, 23):
+            self.sparse(value)
+
+    def sparse(self, view: memoryview) -> None:
+        for _, tensor in _messages(view, 1, 2):
+            self.tensor(tensor)
+
+    def tensor(self, view: memoryview) -> None:
+        texts: list[str] = []
+        numbers: list[int] = []
+        name, kind = "", 0
+        small = len(view) < _MOST_CLASS_BYTES
+        for number, value in _fields(view):
+            if number == 13 and not isinstance(value, int):
+                entry = {key: _text(item) for key, item in _fields(value)}
+                if entry.get(1) == "location":
+                    self.external.add(entry.get(2, ""))
+            elif number == 2 and isinstance(value, int):
+                kind = value
+            elif number == 8:
+                name = _text(value)
+            elif small and number == 6 and not isinstance(value, int):
+                texts.append(bytes(value).decode(errors="replace"))
+            elif small and number == 7 and kind == _INT64:
+                numbers += _packed(value)
+            elif small and number == 9 and kind == _INT64 and not isinstance(value, int):
+                numbers += [item for (item,) in struct.iter_unpack("<q", value)]
+        if name.startswith("classes") and (texts or numbers):
+            self.classes.append(("initializer", tuple(texts) if texts else tuple(numbers)))
+
+
+def _class_attribute(view: memoryview) -> list[_Classes]:
+    texts: list[str] = []
+    numbers: list[int] = []
+    for number, value in _fields(view):
+        if number == 9:
+            texts.append(_text(value))
+        elif number == 8:
+            numbers += _packed(value)
+    if texts:
+        return [tuple(texts)]
+    return [tuple(numbers)] if numbers else []

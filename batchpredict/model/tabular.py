@@ -1,0 +1,94 @@
+"""String tensors, numeric matrices, and one input per column: columns to feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchpredict.model.casting import Cast, cast_column
+from batchpredict.model.contracts import Fault, Feeds, Prepared
+
+
+@dataclass(frozen=True)
+class BoundInput:
+    """A graph input and the columns that fill it.
+
+    `flat`: its shape is [rows], else [rows, len(columns)]. `missing`: "nan", "fill" or "reject";
+    `fill`: the value for "fill", of the input's dtype.
+    """
+
+    name: str
+    dtype: str
+    columns: tuple[str, ...]
+    flat: bool
+    missing: str
+    fill: bool | int | float | str | None = None
+
+
+@dataclass(frozen=True)
+class TabularEncoder:
+    """Feeds of the graph's own dtypes; rows have no length.
+
+    `missing_values`: texts that mean "no value".
+    """
+
+    inputs: tuple[BoundInput, ...]
+    missing_values: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(chain.from_iterable(item.columns for item in self.inputs)))
+
+    @property
+    def bindings(self) -> Mapping[str, tuple[str, ...]]:
+        return {item.name: item.columns for item in self.inputs}
+
+    def prepare(self, columns: pa.RecordBatch) -> Prepared:
+        """Casts whole columns. Faults: missing_value, bad_type; the first column that is wrong."""
+        faults: dict[int, Fault] = {}
+        payload = {item.name: self._input(item, columns, faults) for item in self.inputs}
+        ordered = tuple(faults[row] for row in sorted(faults))
+        return Prepared(columns.num_rows, None, ordered, payload)
+
+    def _input(
+        self, item: BoundInput, columns: pa.RecordBatch, faults: dict[int, Fault]
+    ) -> npt.NDArray[np.generic]:
+        dtype = object if item.dtype == "string" else item.dtype
+        matrix = np.empty((columns.num_rows, len(item.columns)), dtype)
+        for place, name in enumerate(item.columns):
+            cast = cast_column(columns.column(name), item.dtype, self.missing_values)
+            _collect(name, item, cast, faults)
+            matrix[:, place] = cast.values
+            if cast.missing.any():
+                matrix[cast.missing, place] = _substitute(item)
+            if item.dtype == "string" and cast.bad.any():
+                matrix[cast.bad, place] = ""
+        return matrix[:, 0] if item.flat else matrix
+
+    def feeds(self, prepared: Prepared, indices: npt.NDArray[np.int64]) -> Feeds:
+        """[rows] or [rows, columns] arrays."""
+        return {name: values[indices] for name, values in prepared.payload.items()}
+
+
+def _substitute(item: BoundInput) -> bool | int | float | str | None:
+    """What stands where there is no value; anything in rows that are rejected."""
+    if item.missing == "nan":
+        return float("nan")
+    if item.missing == "fill":
+        return item.fill
+    return "" if item.dtype == "string" else 0
+
+
+def _collect(name: str, item: BoundInput, cast: Cast, faults: dict[int, Fault]) -> None:
+    if cast.bad.any():
+        for row in np.flatnonzero(cast.bad).tolist():
+            message = f"column {name!r}: {cast.why(row, item.dtype)}"
+            faults.setdefault(row, Fault(row, "bad_type", message))
+    if item.missing == "reject" and cast.missing.any():
+        for row in np.flatnonzero(cast.missing).tolist():
+            faults.setdefault(row, Fault(row, "missing_value", f"column {name!r} has no value"))
