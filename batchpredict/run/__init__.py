@@ -1,0 +1,1 @@
+"""The work: read, score, write, publish."""

@@ -1,0 +1,106 @@
+"""Stages that run side by side: threads, bounded queues, callers of the session, stage times."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# How often a stage that waits looks whether it shall stop.
+_POLL_SECONDS = 0.1
+
+
+@dataclass
+class StageTimes:
+    """Seconds each stage worked, summed over its threads; waiting is not counted."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _begin: float = field(default_factory=time.perf_counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def elapsed(self) -> float:
+        """Seconds since this was made."""
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - begin
+            with self._lock:
+                self.seconds[stage] += elapsed
+
+    def each(self, stage: str, items: Iterator[T]) -> Generator[T]:
+        """`items`, the time it takes to get each added to `stage`."""
+        while True:
+            with self.measure(stage):
+                item = next(items, _END)
+            if isinstance(item, _End):
+                return
+            yield item
+
+
+class _End:
+    """No more items."""
+
+
+_END = _End()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: BaseException
+
+
+def ahead(items: Iterator[T], depth: int, name: str) -> Generator[T]:
+    """`items`, made by a thread of their own at most `depth` ahead of the consumer.
+
+    An exception in `items` reaches the consumer with its traceback, in its turn. When the
+    consumer closes this generator the thread stops after the item it is at.
+    """
+    done: queue.Queue[T | _End | _Failure] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: T | _End | _Failure) -> bool:
+        while not stopped.is_set():
+            try:
+                done.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        last: _End | _Failure = _END
+        try:
+            for item in items:
+                if not put(item):
+                    break
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, not swallowed
+            last = _Failure(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+        put(last)
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := done.get(), _End):
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        # A thread that waits for a pipe's next byte does not end; it is a daemon.
+        thread.join(timeout=2.0)

@@ -1,0 +1,79 @@
+"""Progress: a bar on a terminal, a line in the log now and then, a summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from batchpredict.data.locations import LocalSource
+from batchpredict.run.receipt import Counts, Receipt
+
+logger = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0
+
+
+class Progress:
+    """Told after each window. `bar` None: on a terminal only."""
+
+    def __init__(self, bar: bool | None) -> None:
+        self._shown = sys.stderr.isatty() if bar is None else bar
+        self._source: LocalSource | None = None
+        self._bar: Any = None
+        self._begin = self._logged = time.monotonic()
+
+    def __call__(self, counts: Counts, source: LocalSource) -> None:
+        """Show where the run is."""
+        if source is not self._source:
+            self.close()
+            self._source = source
+            self._begin = self._logged = time.monotonic()
+            self._bar = self._new_bar(source) if self._shown else None
+        rate = counts.read / max(time.monotonic() - self._begin, 1e-9)
+        if self._bar is not None:
+            self._bar.n = min(source.position, source.size or source.position)
+            self._bar.set_postfix_str(f"{counts.read:,} rows, {rate:,.0f} rows/s", refresh=True)
+        elif time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            share = f" ({source.position / source.size:.0%})" if source.size else ""
+            logger.info(
+                "%s: %s rows%s, %s rows/s", source.name, f"{counts.read:,}", share, f"{rate:,.0f}"
+            )
+
+    def _new_bar(self, source: LocalSource) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=source.size,
+            unit="B",
+            unit_scale=True,
+            desc=source.name,
+            leave=False,
+            file=sys.stderr,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+            if source.size
+            else "{desc}: {elapsed} {postfix}",
+        )
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def summary(receipt: Receipt) -> str:
+    """One input's result in one line."""
+    counts = receipt.counts
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in receipt.stages.items())
+    parts = [f"{counts.read:,} rows", f"{counts.scored:,} scored"]
+    if counts.nulls:
+        parts.append(f"{counts.nulls:,} without prediction")
+    if counts.rejected:
+        parts.append(f"{counts.rejected:,} rejected")
+    if counts.truncated:
+        parts.append(f"{counts.truncated:,} truncated to the model's maximum length")
+    parts.append(f"{receipt.rows_per_second:,.0f} rows/s")
+    return f"{receipt.inputs[0].path}: {', '.join(parts)}; seconds per stage: {stages}"

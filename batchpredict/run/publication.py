@@ -1,0 +1,154 @@
+"""What a run leaves: rejects, output, receipt, in this order; or what a failed run leaves."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+from batchpredict import __version__
+from batchpredict.data.locations import STDIO, Draft, LocalSource, compression_of, write_durably
+from batchpredict.data.naming import Task
+from batchpredict.errors import BatchPredictError
+from batchpredict.job import WINDOW_BYTES, WINDOW_ROWS, Job
+from batchpredict.run.opening import LoadedModel
+from batchpredict.run.pipeline import StageTimes
+from batchpredict.run.receipt import (
+    Counts,
+    InputFile,
+    Receipt,
+    RejectsSummary,
+    now,
+    peak_memory_bytes,
+)
+from batchpredict.run.rejects import RejectsFile
+
+logger = logging.getLogger(__name__)
+
+
+class Publication:
+    """The files of one task while it runs, and what is written about it in the end.
+
+    Use as a context manager: left without `publish`, nothing half-made stays.
+    """
+
+    def __init__(self, task: Task, job: Job, model: LoadedModel, times: StageTimes) -> None:
+        self._task = task
+        self._job = job
+        self._model = model
+        self._times = times
+        self._started = now()
+        self.run_id = secrets.token_hex(8)
+        self.rejects = RejectsFile(task.input, task.rejects)
+        self._draft: Draft | None = None
+
+    def open_output(self) -> BinaryIO:
+        """Where the writer writes. Raises OutputNotCreatable."""
+        name = self._task.output
+        self._draft = Draft(name, compression_of(name) if name != STDIO else "")
+        return self._draft.stream
+
+    def publish(self, source: LocalSource, counts: Counts) -> Receipt:
+        """Make everything durable, then visible. Raises OutputWriteFailed, TryAgain."""
+        with self._times.measure("publish"):
+            whole = self._job.limit is None
+            digest = source.finish() if whole else None
+            rejects = self.rejects.finish()
+            output = self._draft.finish() if self._draft else None
+            receipt = replace(
+                self._receipt(3 if self.rejects.counts else 0, counts),
+                inputs=(InputFile(self._task.input, source.position if whole else None, digest),),
+                output=output,
+            )
+            if rejects:
+                summary = replace(receipt.rejects, size=rejects.size, sha256=rejects.sha256)
+                receipt = replace(receipt, rejects=summary)
+                self.rejects.publish()
+            elif self._task.rejects:
+                Path(self._task.rejects).unlink(missing_ok=True)
+            if self._draft:
+                self._draft.publish()
+        receipt = replace(receipt, stages=_rounded(self._times))
+        if self._task.receipt:
+            write_durably(Path(self._task.receipt), receipt.to_json())
+        for stale in (self._task.failed, self._task.failed_rejects):
+            if stale:
+                Path(stale).unlink(missing_ok=True)
+        return receipt
+
+    def fail(self, error: BaseException, counts: Counts) -> None:
+        """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's."""
+        if self._task.failed is None or not Path(self._task.failed).absolute().parent.is_dir():
+            return
+        receipt = replace(self._receipt(exit_code_of(error), counts), message=str(error))
+        try:
+            if self.rejects.finish():
+                self.rejects.publish(self._task.failed_rejects)
+            write_durably(Path(self._task.failed), receipt.to_json())
+        except BatchPredictError as second:
+            logger.warning("what failed could not be written down: %s", second)
+
+    def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
+        ended = now()
+        package, tuning = self._model.package, self._model.tuning
+        seconds = max(self._times.elapsed(), 1e-9)
+        return Receipt(
+            run_id=self.run_id,
+            started=self._started,
+            ended=ended,
+            exit_code=exit_code,
+            tool={
+                "version": __version__,
+                "onnxruntime": version("onnxruntime"),
+                "provider": self._model.session.provider,
+            },
+            model={
+                "name": package.name,
+                "version": package.version,
+                "alias": None,
+                "sha256": package.digest,
+            },
+            inputs=(InputFile(self._task.input, None, None),),
+            output=None,
+            rejects=RejectsSummary(
+                self._task.rejects if self.rejects.counts else None,
+                0,
+                None,
+                dict(sorted(self.rejects.counts.items())),
+            ),
+            options=asdict(self._job),
+            plan=asdict(tuning)
+            | {
+                "workers": self._model.workers,
+                "intra_op_threads": 1,
+                "window_rows": WINDOW_ROWS,
+                "window_bytes": WINDOW_BYTES,
+            },
+            counts=counts,
+            stages=_rounded(self._times),
+            rows_per_second=round(counts.read / seconds, 3),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def __enter__(self) -> Publication:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rejects.abandon()
+        if self._draft:
+            self._draft.abandon()
+
+
+def _rounded(times: StageTimes) -> dict[str, float]:
+    return {stage: round(seconds, 6) for stage, seconds in sorted(times.seconds.items())}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code an exception ends in: an expected one's own, 130 for Ctrl-C, 70 for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = getattr(error, "exit_code", 70)
+    return code if isinstance(code, int) else 70

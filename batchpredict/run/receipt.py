@@ -1,0 +1,82 @@
+"""The receipt: what a run read, did and wrote. Other commands read nothing else."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from batchpredict.data.locations import Published
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows; read = scored + nulls + rejected."""
+
+    read: int = 0
+    scored: int = 0
+    nulls: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input's stored bytes; None where not all of them were read (`--limit`)."""
+
+    path: str
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class RejectsSummary:
+    """The rejects file, and rejects by code."""
+
+    path: str | None
+    size: int
+    sha256: str | None
+    codes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds."""
+
+    run_id: str
+    started: str
+    ended: str
+    exit_code: int
+    tool: dict[str, str]
+    model: dict[str, Any]
+    inputs: tuple[InputFile, ...]
+    output: Published | None
+    rejects: RejectsSummary
+    options: dict[str, Any]
+    plan: dict[str, Any]
+    counts: Counts
+    stages: dict[str, float]
+    rows_per_second: float
+    peak_memory_bytes: int
+    message: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> bytes:
+        """The file's content; `receipt` is the version of this layout."""
+        content = {"receipt": 1} | asdict(self)
+        if self.message is None:
+            del content["message"]
+        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def now() -> str:
+    """This instant in ISO 8601, UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,175 @@
+"""Scorer: a record batch in, prediction columns out. Holds no file and no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchpredict.model.binding import bind
+from batchpredict.model.contracts import Fault, Prepared
+from batchpredict.model.outputs import HeadOptions, resolve_head
+from batchpredict.model.package import ModelPackage
+from batchpredict.model.session import InferenceFailed, Session, open_session
+from batchpredict.run.batching import Indices, plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Tensors = list[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Shapes of the work: most rows and most padded tokens in one run of the session."""
+
+    batch_rows: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a Scorer needs to know of its input: the columns on offer and which input reads which.
+
+    `complete`: False where rows may hold columns that `offered` does not name. `column`: model
+    input to column, where the names differ.
+    """
+
+    offered: pa.Schema
+    complete: bool = True
+    column: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Raw outputs of one batch: `tensors` for the rows at `indices`, `faults` for the others."""
+
+    indices: Indices
+    tensors: Tensors
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`added`: prediction columns of the rows at `indices` (ascending); `faults`: the others."""
+
+    indices: Indices
+    added: pa.RecordBatch
+    faults: tuple[Fault, ...]
+
+
+class Scorer:
+    """A model bound to an input's columns. Safe to be called from several threads.
+
+    Pickles as its model package and options; unpickling opens the session again. Raises
+    BatchPredictError where model and columns do not fit.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        binding: Binding,
+        options: HeadOptions,
+        tuning: Tuning,
+        session: Session | None = None,
+    ) -> None:
+        self._recipe = (package, binding, options, tuning)
+        self._session = session or open_session(package)
+        self._tuning = tuning
+        self.encoder = bind(
+            package, self._session, binding.offered, binding.complete, binding.column
+        )
+        self.head = resolve_head(package, self._session, options)
+
+    def __reduce__(self) -> tuple[Callable[..., Scorer], tuple[Any, ...]]:
+        return Scorer, self._recipe
+
+    def prepare(self, columns: pa.RecordBatch) -> Prepared:
+        """Tokenize without padding, or cast; `columns` has at least `encoder.columns`."""
+        return self.encoder.prepare(columns)
+
+    def plan(self, prepared: Prepared) -> list[Indices]:
+        """Batches of the rows without a fault."""
+        sound = np.ones(prepared.rows, bool)
+        sound[[fault.index for fault in prepared.faults]] = False
+        return plan(
+            np.flatnonzero(sound),
+            prepared.lengths,
+            self._tuning.batch_rows,
+            self._tuning.batch_tokens,
+        )
+
+    def infer(self, prepared: Prepared, batch: Indices) -> Inferred:
+        """Run the session on one batch; on failure halve it until the rows at fault are found."""
+        # A batch of one row is run as two equal ones: one-row matrix products take another code
+        # path and differ in the last bits, and a score must not depend on a row's neighbours.
+        rows = np.repeat(batch, 2) if len(batch) == 1 else batch
+        try:
+            raw = self._session.run(self.head.fetch, self.encoder.feeds(prepared, rows))
+        except InferenceFailed as error:
+            if len(batch) == 1:
+                fault = Fault(int(batch[0]), "inference_failed", str(error))
+                return Inferred(batch[:0], [], (fault,))
+            half = len(batch) // 2
+            parts = [self.infer(prepared, part) for part in (batch[:half], batch[half:])]
+            return _joined(parts)
+        tensors = self.head.tensors(raw, len(rows))
+        return Inferred(batch, [tensor[: len(batch)] for tensor in tensors], ())
+
+    def finish(self, prepared: Prepared, inferred: Sequence[Inferred]) -> Scored:
+        """Scatter the batches' outputs back into row order and make columns of them."""
+        whole = _joined(inferred)
+        faults = [*prepared.faults, *whole.faults]
+        order = np.argsort(whole.indices)
+        indices = whole.indices[order]
+        if not len(indices):
+            return Scored(indices, self.head.schema.empty_table().to_batches()[0], _sorted(faults))
+        added, unusable = self.head.columns([tensor[order] for tensor in whole.tensors])
+        if unusable:
+            usable = np.ones(len(indices), bool)
+            usable[[fault.index for fault in unusable]] = False
+            faults += [Fault(int(indices[f.index]), f.code, f.message) for f in unusable]
+            added, indices = added.filter(pa.array(usable)), indices[usable]
+        return Scored(indices, added, _sorted(faults))
+
+    def score(self, columns: pa.RecordBatch) -> Scored:
+        """All stages, one after the other."""
+        prepared = self.prepare(columns)
+        return self.finish(prepared, [self.infer(prepared, b) for b in self.plan(prepared)])
+
+    def score_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Prediction columns with the frame's index; rows that cannot be scored are null."""
+        columns = pa.RecordBatch.from_pandas(
+            frame[list(self.encoder.columns)], preserve_index=False
+        )
+        result: pd.DataFrame = spread(self.score(columns), len(frame)).to_pandas()
+        result.index = frame.index
+        return result
+
+
+def spread(scored: Scored, rows: int) -> pa.RecordBatch:
+    """Prediction columns for all of `rows` rows, null where there is no score."""
+    positions = np.zeros(rows, np.int64)
+    positions[scored.indices] = np.arange(len(scored.indices))
+    missing = np.ones(rows, bool)
+    missing[scored.indices] = False
+    return scored.added.take(pa.array(positions, mask=missing))
+
+
+def _joined(parts: Sequence[Inferred]) -> Inferred:
+    filled = [part for part in parts if len(part.indices)]
+    faults = tuple(fault for part in parts for fault in part.faults)
+    if not filled:
+        return Inferred(np.empty(0, np.int64), [], faults)
+    tensors = [
+        np.concatenate(arrays) for arrays in zip(*(part.tensors for part in filled), strict=True)
+    ]
+    return Inferred(np.concatenate([part.indices for part in filled]), tensors, faults)
+
+
+def _sorted(faults: list[Fault]) -> tuple[Fault, ...]:
+    return tuple(sorted(faults, key=lambda fault: fault.index))
