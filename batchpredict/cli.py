@@ -45,7 +45,7 @@ class _Names(click.ParamType[Any]):
     def convert(
         self,
         value: Any,
-        param: click.Parameter | None,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
         ctx: click.Context | None,  # noqa: ARG002
     ) -> tuple[str, ...]:
         if isinstance(value, str):

@@ -40,14 +40,14 @@ _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, gzip.BadGzipFi
 # equal content gives equal bytes.
 _DECOMPRESS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": lambda raw: bz2.BZ2File(raw),
-    ".xz": lambda raw: lzma.LZMAFile(raw),
-    ".zst": lambda raw: zstd.ZstdFile(raw),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": zstd.ZstdFile,
 }
 _COMPRESS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile("", "wb", 6, raw, mtime=0),
     ".bz2": lambda raw: bz2.BZ2File(raw, "wb"),
-    ".xz": lambda raw: lzma.LZMAFile(raw, "wb", preset=3),
+    ".xz": lambda raw: lzma.LZMAFile(raw, "wb", preset=3),  # noqa: SIM115 - Draft.finish closes it
     ".zst": lambda raw: zstd.ZstdFile(raw, "wb"),
 }
 
@@ -304,7 +304,7 @@ class Draft:
         if self._temporary is not None:
             final = Path(name) if name else cast(Path, self._final)
             try:
-                os.replace(self._temporary, final)
+                self._temporary.replace(final)
                 _sync_directory(final.parent)
             except OSError as error:
                 raise _write_failed(self.name, error) from error

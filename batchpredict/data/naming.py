@@ -74,8 +74,8 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
     """(path, path relative to the directory or to the glob's fixed part) of each file meant."""
     if name == STDIO:
         return [(STDIO, STDIO)]
-    path = os.path.expanduser(name)  # noqa: PTH111 - keeps the path as it is spelled
-    if os.path.isdir(path):  # noqa: PTH112
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
         files = _own_left_out(sorted(glob.glob(f"{glob.escape(path)}/*")), output_dir)
         files = [file for file in files if format_of(file)]
         root = path
@@ -84,10 +84,10 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
         files = _own_left_out(sorted(glob.glob(path, recursive=True)), output_dir)
         root = os.path.dirname(path[: path.index(next(c for c in path if c in "*?["))])
         kind = "no file matches"
-    elif not os.path.exists(path):  # noqa: PTH110
+    elif not os.path.exists(path):
         raise InputMissing(f"{name}: no such file{_nearest(path)}; check --input_file")
     else:
-        return [(path, os.path.basename(path))]  # noqa: PTH119
+        return [(path, os.path.basename(path))]
     if not files:
         raise InputMissing(f"{name}: {kind}; check --input_file")
     return [(file, os.path.relpath(file, root or ".")) for file in files]
@@ -95,11 +95,11 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
 
 def _own_left_out(files: list[str], output_dir: str | None) -> list[str]:
     """Regular files that are neither hidden nor ours nor where outputs go."""
-    target = Path(os.path.expanduser(output_dir)).resolve() if output_dir else None  # noqa: PTH111
+    target = Path(os.path.expanduser(output_dir)).resolve() if output_dir else None
     return [
         file
         for file in files
-        if os.path.isfile(file)  # noqa: PTH113
+        if os.path.isfile(file)
         and not is_own(file)
         and not (target and Path(file).resolve().is_relative_to(target))
     ]
@@ -122,11 +122,11 @@ def _suffixes() -> list[str]:
 def _nearest(path: str) -> str:
     directory, name = os.path.split(path)
     try:
-        names = os.listdir(directory or ".")  # noqa: PTH208
+        names = os.listdir(directory or ".")
     except OSError:
         return ""
     near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {os.path.join(directory, near[0])}?" if near else ""  # noqa: PTH118
+    return f"; did you mean {os.path.join(directory, near[0])}?" if near else ""
 
 
 def split_name(name: str) -> tuple[str, str, str]:
@@ -171,12 +171,12 @@ def _task(job: Job, name: str, relative: str) -> Task:
 
 
 def _user(path: str | None) -> str | None:
-    return os.path.expanduser(path) if path else None  # noqa: PTH111
+    return os.path.expanduser(path) if path else None
 
 
 def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str:
     if job.output_file:
-        return STDIO if job.output_file == STDIO else os.path.expanduser(job.output_file)  # noqa: PTH111
+        return STDIO if job.output_file == STDIO else os.path.expanduser(job.output_file)
     if name == STDIO:
         if job.output_dir:
             raise UsageError("standard input has no name; use --output_file, not --output_dir")
@@ -186,12 +186,12 @@ def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str
     if formats[0] != formats[1] or not (suffix or compression):
         changed = FORMATS[formats[1]].suffixes[0] if formats[0] != formats[1] else ""
         suffix = changed or suffix
-    if not suffix and formats[0] == formats[1] and "." in os.path.basename(stem):  # noqa: PTH119
-        stem, suffix = os.path.splitext(stem)  # noqa: PTH122 - data.txt with --input_format
+    if not suffix and formats[0] == formats[1] and "." in os.path.basename(stem):
+        stem, suffix = os.path.splitext(stem)
     if not FORMATS[formats[1]].is_text:
         compression = ""
     if job.output_dir:
-        return os.path.join(os.path.expanduser(job.output_dir), f"{stem}{suffix}{compression}")  # noqa: PTH111, PTH118
+        return os.path.join(os.path.expanduser(job.output_dir), f"{stem}{suffix}{compression}")
     return f"{stem}.scored{suffix}{compression}"
 
 

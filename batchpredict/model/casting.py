@@ -221,6 +221,7 @@ def _wholes(texts: pa.Array, where: _Mask, dtype: str) -> tuple[npt.NDArray[Any]
     short = flags(pc.less_equal(pc.utf8_length(digits), 18)) & where
     numbers = _parsed(digits, short, pa.int64())
     values, bad = narrowed(numbers, dtype)
+    values = values.copy()  # Arrow's own memory is read-only
     for row in np.flatnonzero(where & ~short).tolist():
         number = int(digits[row].as_py())
         limits = np.iinfo(dtype)
