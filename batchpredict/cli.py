@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -15,9 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from batchpredict import __version__
-from batchpredict.errors import BatchPredictError, Terminated, UsageError
+from batchpredict.errors import (
+    BatchPredictError,
+    ConfigInvalid,
+    OutputWriteFailed,
+    Terminated,
+    UsageError,
+)
 from batchpredict.job import Job
 from batchpredict.jobfile import read_job_file
 
@@ -27,6 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
 _FORMATS = click.Choice(["csv", "tsv", "jsonl", "json", "avro", "parquet"])
 # Typographic dashes that web pages and word processors make of "--".
+_JOB_FILE = "batchpredict.job"
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
@@ -37,19 +46,32 @@ class _Lines(click.ParamType[Any]):
     envvar_list_splitter = "\n"
 
 
-class _Names(click.ParamType[Any]):
-    """Column names, separated by commas (quoted as in CSV); a list in a job file."""
+class _Path(_Lines):
+    """A path; the devices' names of standard input and output are other spellings of "-"."""
 
-    name = "a,b,…"
+    name = "path"
 
     def convert(
         self,
         value: Any,
         param: click.Parameter | None,  # noqa: ARG002 - click's signature
         ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        return "-" if value in ("/dev/stdin", "/dev/stdout") else str(value)
+
+
+class _Names(click.ParamType[Any]):
+    """Column names, separated by commas (quoted as in CSV); a list in a job file."""
+
+    name = "a,b,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         if isinstance(value, str):
             return tuple(next(csv.reader([value], skipinitialspace=True), []))
+        if not (isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)):
+            self.fail(f"{value!r} is not a list of names", param, ctx)
         return tuple(value)
 
 
@@ -104,6 +126,7 @@ def _load_job_file(ctx: click.Context, param: click.Parameter, value: str | None
     if value:
         known = {p.name or "" for p in ctx.command.params} - {"job", "help"}
         ctx.default_map = read_job_file(value, known)
+        ctx.meta[_JOB_FILE] = value
     return value
 
 
@@ -143,12 +166,17 @@ _input_options = _options(
 _file_options = _options(
     _option(
         "input_file",
-        type=_Lines(),
+        type=_Path(),
         multiple=True,
         metavar="PATH",
         help="Path, glob, directory, or - for standard input; repeatable.",
     ),
-    _option("output_file", metavar="PATH", help="Where scored rows go; - for standard output."),
+    _option(
+        "output_file",
+        type=_Path(),
+        metavar="PATH",
+        help="Where scored rows go; - for standard output.",
+    ),
     _option("output_dir", metavar="DIR", help="Where the outputs of several inputs go."),
     _option("output_format", type=_FORMATS, help="Instead of the output's suffix or the input's."),
     _option("rejects_file", metavar="PATH", help="Instead of OUTPUT.rejects.jsonl."),
@@ -305,6 +333,27 @@ def inspect(model: str, file: str | None, as_json: bool, **options: Any) -> int:
     return 0
 
 
+class _Log(logging.StreamHandler[Any]):
+    """A log whose reader may go or whose disk may be full: the run goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        _to_nowhere(self.stream)
+        if not isinstance(error, BrokenPipeError) and self.stream is not sys.stderr:
+            reason = (error.strerror or "").lower()
+            sys.stderr.write(f"batchpredict: the log cannot be written: {reason}\n")
+
+
+def _to_nowhere(stream: Any) -> None:
+    """Drop what a broken stream still holds and will be given, or Python fails on it at exit."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -322,9 +371,12 @@ def configure_logging(quiet: bool, verbose: bool, log_format: str, to_stderr: bo
         if log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
-    log = logging.StreamHandler(sys.stderr if to_stderr else sys.stdout)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not fit the locale's encoding
+            stream.reconfigure(errors="backslashreplace")
+    log = _Log(sys.stderr if to_stderr else sys.stdout)
     log.addFilter(lambda record: record.levelno < logging.WARNING)
-    warnings = logging.StreamHandler(sys.stderr)
+    warnings = _Log(sys.stderr)
     warnings.setLevel(logging.WARNING)
     root = logging.getLogger("batchpredict")
     root.handlers = [log, warnings]
@@ -343,21 +395,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(cli.main(arguments, prog_name="batchpredict", standalone_mode=False) or 0)
+        return _invoke(arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
     except click.ClickException as error:
-        _say(f"error: {error.format_message()} (see batchpredict --help)")
-        return error.exit_code
+        place = _place_of(error)
+        _say(f"error: {place}{error.format_message()} (see batchpredict --help)")
+        return ConfigInvalid.exit_code if place else error.exit_code
     except BatchPredictError as error:
         _say(f"error: {error}")
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was published")
+    except BrokenPipeError:
+        _to_nowhere(sys.stdout)
+        _say("error: the reader of standard output has gone; not everything was printed")
+        return OutputWriteFailed.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; what was not finished is not published, run it again")
         return 130
     except Terminated as error:
-        _say("terminated; nothing was published")
+        _say("terminated; what was not finished is not published, run it again")
         return error.exit_code
     except Exception:  # noqa: BLE001 - the last resort, reported in full
         _say(
@@ -365,6 +422,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{platform.platform()}); please report it with:\n{traceback.format_exc()}"
         )
         return 70
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Not `cli.main`: it prints an empty line on Ctrl-C, and takes every EOFError for one."""
+    try:
+        with cli.make_context("batchpredict", arguments) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as error:  # --help and --version
+        return error.exit_code
+
+
+def _place_of(error: click.ClickException) -> str:
+    """Where a value that is no use came from, if not from the command line."""
+    if not isinstance(error, click.BadParameter) or not error.ctx or not error.param:
+        return ""
+    source = error.ctx.get_parameter_source(error.param.name or "")
+    if source is ParameterSource.ENVIRONMENT:
+        return f"{error.param.envvar}: "
+    if source is ParameterSource.DEFAULT_MAP:
+        return f"{error.ctx.meta[_JOB_FILE]}: "
+    return ""
 
 
 def _say(text: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from batchpredict.errors import UsageError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 # Most rows in one run of the session where `batch_rows` is not given.
 TEXT_BATCH_ROWS = 64
@@ -21,16 +24,16 @@ OnError = Literal["reject", "null", "fail"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many rows may be rejected: `rows`, or `share` of the rows read (0 to 1)."""
+    """How many rows may be rejected: `rows`, or `share` of the rows read (0 to 1, exact)."""
 
     rows: int | None
-    share: float | None
+    share: Fraction | None
 
     def exceeded(self, rejected: int, read: int) -> bool:
         """Whether `rejected` of `read` rows are too many."""
         if self.rows is not None:
             return rejected > self.rows
-        return rejected > (self.share or 0.0) * read
+        return rejected > (self.share or 0) * read
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,17 @@ class Job:
     @property
     def budget(self) -> Budget:
         """`max_rejects` parsed: N rows, or P% of the rows read."""
+        from fractions import Fraction  # costs --help a noticeable share of its time
+
         text = self.max_rejects.strip()
         try:
             if text.endswith("%"):
-                budget = Budget(None, float(text[:-1]) / 100)
-                valid = 0.0 <= (budget.share or 0.0) <= 1.0
+                budget = Budget(None, Fraction(text[:-1]) / 100)
+                valid = 0 <= (budget.share or 0) <= 1
             else:
                 budget = Budget(int(text), None)
                 valid = (budget.rows or 0) >= 0
-        except ValueError:
+        except (ArithmeticError, ValueError):  # 1/0%, and what is no number
             valid = False
         if not valid:
             raise UsageError(

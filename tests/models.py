@@ -281,7 +281,7 @@ def classifier_graph(
     """A LinearClassifier as skl2onnx writes it: class k's score is column k of `features`."""
     count = len(classes)
     texts = isinstance(classes[0], str)
-    labels = {"classlabels_strings" if texts else "classlabels_ints": list(classes)}
+    labels: dict[str, Any] = {"classlabels_strings" if texts else "classlabels_ints": list(classes)}
     nodes = [
         helper.make_node(
             "LinearClassifier",
@@ -298,7 +298,9 @@ def classifier_graph(
     key = TensorProto.STRING if texts else TensorProto.INT64
     label = value("label", "string" if texts else "int64", ("N",))
     if zipmap:
-        zipped = {"classlabels_strings" if texts else "classlabels_int64s": list(classes)}
+        zipped: dict[str, Any] = {
+            "classlabels_strings" if texts else "classlabels_int64s": list(classes)
+        }
         nodes.append(
             helper.make_node(
                 "ZipMap", ["scores"], ["output_probability"], domain="ai.onnx.ml", **zipped
@@ -311,6 +313,20 @@ def classifier_graph(
     else:
         scores = value("probabilities", "float32", ("N", count))
     return model(nodes, [value("features", "float32", ("N", count))], [label, scores])
+
+
+def decision_graph(classes: Sequence[str]) -> onnx.ModelProto:
+    """A binary LinearSVC as skl2onnx writes it: one decision value under "probabilities"."""
+    made = classifier_graph(classes, transform="NONE")
+    (classifier,) = made.graph.node
+    classifier.output[1] = "values"
+    second = helper.make_node(
+        "ArrayFeatureExtractor", ["values", "last"], ["probabilities"], domain="ai.onnx.ml"
+    )
+    made.graph.node.append(second)
+    made.graph.initializer.append(tensor("last", np.array([1])))
+    made.graph.output[1].CopyFrom(value("probabilities", "float32", ("N", 1)))
+    return made
 
 
 def string_graph(*, flat: bool = False, name: str = "text") -> onnx.ModelProto:
@@ -331,9 +347,7 @@ def locale_graph(locale: str) -> onnx.ModelProto:
     node = helper.make_node(
         "StringNormalizer", ["text"], ["label"], case_change_action="LOWER", locale=locale
     )
-    return model(
-        [node], [value("text", "string", ("N",))], [value("label", "string", ("N",))]
-    )
+    return model([node], [value("text", "string", ("N",))], [value("label", "string", ("N",))])
 
 
 def external_graph(location: str = "weights.bin") -> tuple[onnx.ModelProto, bytes]:

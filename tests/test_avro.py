@@ -250,14 +250,14 @@ def test_bits_of_floats_and_odd_spellings_survive() -> None:
         {"name": "a", "type": {"type": "array", "items": "long"}},
         {"name": "t", "type": "string"}]}  # fmt: skip
     payload = b"\x01\x02\x03\x04\x05\x06\xf8\x7f"
-    odd = payload + b"\x82\x00\x06" + b"\x03\x04\x02\x04\x00" + b"\x84\x00hi"
+    odd = payload + b"\x82\x00\x06" + b"\x05\x06\x02\x04\x06\x00" + b"\x84\x00hi"
     even = struct.pack("<d", -0.0) + b"\x00" + b"\x00" + b"\x00"
     data = container(schema, [odd, even])
     records = next(iter(opened(data).records(selection("record", model=("d", "u", "a", "t")))))
     assert records.raw.to_pylist() == [odd, even]
     assert records.columns["d"].to_numpy().tobytes() == payload + even[:8]
     assert records.columns["u"].to_pylist() == [3, None]
-    assert records.columns["a"].storage.to_pylist() == ["[1,2]", "[]"]
+    assert records.columns["a"].storage.to_pylist() == ["[1,2,3]", "[]"]
     assert records.columns["t"].to_pylist() == ["hi", ""]
 
 
@@ -406,6 +406,44 @@ def test_a_record_that_cannot_be_decoded_is_named(rows: list[bytes], row: int) -
         list(opened(container(PAIR, rows)).records(selection("record")))
 
 
+def test_a_record_that_ends_beyond_its_block_is_named() -> None:
+    schema = {**PAIR, "fields": PAIR["fields"][:1]}
+    with pytest.raises(InputInvalid, match="row 2 cannot be read"):
+        list(opened(container(schema, [b"\x02a", b"\x7eb"])).records(selection("record")))
+
+
+def test_a_file_cut_inside_a_row_count_is_refused() -> None:
+    """fastavro takes it for complete."""
+    header = container(PAIR, [])[:-18]
+    for cut in (b"\xc8", b"\x80\x80"):
+        with pytest.raises(InputInvalid, match="block 1 is truncated"):
+            list(opened(header + cut).records(selection("record")))
+
+
+def test_a_wrong_sync_marker_is_refused() -> None:
+    data = container(PAIR, [b"\x02a\x00"])
+    with pytest.raises(InputInvalid, match="sync marker"):
+        list(opened(data[:-1] + b"?").records(selection("record")))
+
+
+def test_deflate_data_without_its_end_is_refused() -> None:
+    data = file_of(PAIR, [{"t": "abc", "u": None}], codec="deflate")
+    header, stored = data[: data.index(SYNC) + 18], data[data.index(SYNC) + 18 : -16]
+    assert header[-1] == 2 * len(stored)
+    cut = header[:-1] + zigzag(len(stored) - 5) + stored[:-5] + SYNC
+    with pytest.raises(InputInvalid, match="deflate data ends early"):
+        list(opened(cut).records(selection("record")))
+
+
+def test_snappy_checksums_are_written_and_checked() -> None:
+    data = file_of(PAIR, [{"t": "abc", "u": None}], codec="snappy")
+    assert len(next(iter(opened(converted(data, "record")).records(selection("record"))))) == 1
+    wrong = bytearray(data)
+    wrong[-17] ^= 1
+    with pytest.raises(InputInvalid, match="snappy checksum differs"):
+        list(opened(bytes(wrong)).records(selection("record")))
+
+
 def test_a_block_that_is_longer_than_its_rows_is_refused() -> None:
     with pytest.raises(InputInvalid, match="longer than its rows"):
         list(opened(container(PAIR, [b"\x02a\x00"] * 3, 2)).records(selection("record")))
@@ -464,6 +502,7 @@ def test_records_without_fields_are_rows() -> None:
     data = container({"type": "record", "name": "E", "fields": []}, [b""] * 70_000)
     counts = [len(records) for records in opened(data).records(selection("record"))]
     assert sum(counts) == 70_000
+    assert len(counts) == 2
 
 
 def test_memory_does_not_grow_with_blocks() -> None:

@@ -12,13 +12,13 @@ import pyarrow as pa
 from batchpredict.data import conversion
 from batchpredict.data.jsonreader import JsonReader
 from batchpredict.data.jsontext import BLANK
-from batchpredict.data.records import Dialect, Layout, Reader, Records, Source, Writer
+from batchpredict.data.records import Dialect, Layout, Records, Source, Writer
 
 _BLANK_BYTES = BLANK.encode()
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
-def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:
+def open_reader(source: Source, dialect: Dialect, survey: bool) -> JsonReader:
     """Reads as far as is needed to know the columns on offer."""
     return JsonReader(source, dialect, survey)
 

@@ -89,6 +89,7 @@ class JsonReader:
         self.notes: Sequence[str] = ()
         self.json_array = dialect.json_array
         self.complete = survey
+        self._reserved: frozenset[str] = frozenset()
         self._source = source
         self._limit = min(dialect.max_record_bytes, _LARGEST_RECORD)
         self._opened: Iterator[Block] | None = self._open()
@@ -99,6 +100,7 @@ class JsonReader:
         blocks, self._opened = self._opened or self._open(), None
         # Members that must be text; cells travel as they are spelled.
         decoded = (*selection.model, *(selection.kept if selection.carry == "value" else ()))
+        self._reserved = frozenset(selection.reserved if selection.carry == "record" else ())
         rows = 0
         for block in blocks:
             parsed = self._parse(block, rows, decoded)
@@ -175,7 +177,7 @@ class JsonReader:
                 if fault is None:
                     continue
             else:
-                fault = _hidden_fault(text, value, decoded)
+                fault = _hidden_fault(text, value, decoded, self._reserved)
             rows += 1
             if fault:
                 parsed.rejects.append(_reject(fault, rows, block, index))
@@ -237,8 +239,15 @@ class JsonReader:
         raise broken_array(self._source.name, line, f"{what} at character {stop + 1} of an element")
 
 
-def _hidden_fault(text: str, record: dict[str, Any], decoded: Sequence[str]) -> _Fault | None:
+def _hidden_fault(
+    text: str, record: dict[str, Any], decoded: Sequence[str], reserved: frozenset[str]
+) -> _Fault | None:
     """What is wrong with valid JSON."""
+    if not reserved.isdisjoint(record):
+        name = next(name for name in record if name in reserved)
+        return _Fault(
+            "malformed_row", f"it has a member {name!r}, the name of an added column; see --prefix"
+        )
     if len(text) > MAX_DEPTH and too_deep(text):
         return _Fault("malformed_row", _TOO_DEEP)
     for name in decoded:

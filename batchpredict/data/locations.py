@@ -256,11 +256,11 @@ class Draft:
     written directly, they cannot be published at once.
     """
 
-    def __init__(self, name: str, compression: str = "") -> None:
+    def __init__(self, name: str, compression: str = "", *, make_parents: bool = False) -> None:
         self.name = name
         self._final = None if name == STDIO else Path(os.path.realpath(name))
         self._temporary: Path | None = None
-        self._sink = _Sink(name, self._create())
+        self._sink = _Sink(name, self._create(make_parents))
         raw = cast(BinaryIO, self._sink)
         self.stream: BinaryIO = (
             _COMPRESS[compression](raw)
@@ -268,12 +268,14 @@ class Draft:
             else cast(BinaryIO, io.BufferedWriter(self._sink, _READ_BYTES))
         )
 
-    def _create(self) -> int:
+    def _create(self, make_parents: bool) -> int:
         if self._final is None:
             return os.dup(1)
         try:
-            if self._final.exists() and not self._final.is_file():
-                return os.open(self._final, os.O_WRONLY)
+            if self._final.is_dir() or is_stream(self.name):
+                return os.open(self.name, os.O_WRONLY)
+            if make_parents:
+                self._final.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self._final)
             token = secrets.token_hex(4)
             self._temporary = self._final.with_name(f".{self._final.name}.{token}.part")
@@ -335,15 +337,33 @@ def _remove_abandoned(final: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def check_creatable(name: str) -> None:
-    """Raise OutputNotCreatable where an output could not be created now."""
-    parent = Path(os.path.realpath(name)).parent
-    if name == STDIO or os.access(parent, os.W_OK | os.X_OK):
+def is_stream(name: str) -> bool:
+    """Standard output, a device or a pipe: written directly, and nothing lies beside it."""
+    try:
+        mode = 0 if name == STDIO else Path(name).stat().st_mode
+    except OSError:
+        return False
+    return name == STDIO or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_creatable(name: str, output_dir: str | None, option: str) -> None:
+    """Raise OutputNotCreatable where an output could not be created now; `option` says otherwise.
+
+    Directories below `output_dir` are made when they are needed, `output_dir` itself is not.
+    """
+    target = Path(os.path.realpath(name))
+    parent = Path(output_dir).expanduser() if output_dir else target.parent
+    if is_stream(name):
         return
-    reason = "is not writable" if parent.is_dir() else "is no directory"
-    raise OutputNotCreatable(
-        f"{name}: {parent} {reason}; choose another place with --output_file or --output_dir"
-    )
+    if target.is_dir():
+        reason = "is a directory"
+    elif not parent.is_dir():
+        reason = f"{parent} is no directory"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"{parent} is not writable"
+    else:
+        return
+    raise OutputNotCreatable(f"{name}: {reason}; choose another place with {option}")
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import STDIO, compression_of
+from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
 
@@ -34,12 +34,12 @@ class Task:
     @property
     def failed(self) -> str | None:
         """The receipt of a run that failed."""
-        return None if self.output == STDIO else f"{self.output}.failed.json"
+        return None if is_stream(self.output) else f"{self.output}.failed.json"
 
     @property
     def failed_rejects(self) -> str | None:
         """The rejects of a run that failed, in the directory where `rejects` would be."""
-        if self.rejects is None:
+        if self.rejects is None or is_stream(self.rejects):
             return None
         return f"{self.rejects.removesuffix('.rejects.jsonl')}.failed.rejects.jsonl"
 
@@ -159,7 +159,7 @@ def _task(job: Job, name: str, relative: str) -> Task:
     output = _output(job, name, relative, (input_format, output_format))
     if output != STDIO and compression_of(output) and not FORMATS[output_format].is_text:
         raise UsageError(f"{output}: {output_format} is compressed inside; drop the last suffix")
-    beside = output != STDIO
+    beside = not is_stream(output)
     return Task(
         name,
         input_format,
@@ -200,7 +200,7 @@ def _check_distinct(tasks: tuple[Task, ...]) -> None:
     written: dict[str, str] = {}
     for task in tasks:
         for file in (task.output, task.rejects, task.receipt):
-            if file is None or file == STDIO or file.startswith("/dev/"):
+            if file is None or is_stream(file):
                 continue
             real = os.path.realpath(file)
             if real in inputs:

@@ -40,11 +40,14 @@ class Selection:
     the same format, every column kept). "cell": `kept` holds each cell as it is spelled in the
     file (writer of the same format, some columns kept). "value": `kept` holds values (writer of
     another format).
+    `reserved`: names of the added columns; a record that has one of its own is rejected where
+    `carry` is "record", since readers of the output would have to guess which is meant.
     """
 
     model: tuple[str, ...]
     kept: tuple[str, ...]
     carry: Carry
+    reserved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

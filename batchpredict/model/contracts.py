@@ -39,7 +39,8 @@ class Fault:
 class Prepared:
     """Rows ready to be cut into batches.
 
-    `lengths`: int64 [rows], tokens of each row without padding; None where rows have no length.
+    `lengths`: int64 [rows], tokens of each row with the padding that the row itself asks for;
+    rows of one length share batches. None where rows have no length.
     `faults`: rows that must not be in any batch, in order of index. `truncated`: rows cut to the
     model's maximum length. `payload`: the encoder's own.
     """
@@ -68,7 +69,10 @@ class Encoder(Protocol):
         ...
 
     def feeds(self, prepared: Prepared, indices: npt.NDArray[np.int64]) -> Feeds:
-        """Feeds for the rows at `indices`, in that order, padded to the longest of them."""
+        """Feeds for the rows at `indices`, in that order, padded to the longest of them.
+
+        Rows of one length give the same numbers whatever rows are fed beside them.
+        """
         ...
 
 

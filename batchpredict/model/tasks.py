@@ -30,7 +30,7 @@ _PROBLEMS = {
 }
 # First that exists; names of Hugging Face, skl2onnx and PyTorch examples.
 _OWN = ("logits", "probabilities", "output_probability", "probability", "output", "variable")
-_EMBEDDINGS = ("sentence_embedding", "embedding", "embeddings", "pooled_output")
+_EMBEDDINGS = ("sentence_embedding", "embedding", "embeddings", "pooled_output", "pooler_output")
 _ACTIVE_NODES = ("Softmax", "Sigmoid")
 # Nodes whose scores are decision values unless a post_transform makes them probabilities
 # (https://github.com/onnx/onnx/blob/main/docs/Operators-ml.md).
@@ -169,7 +169,7 @@ class _Resolver:
                 raise ConfigInvalid(f"{path}: problem_type: {problem!r} is not one of {known}")
             return _PROBLEMS[problem]
         lower = output.name.lower()
-        if lower in _EMBEDDINGS or "embedding" in lower:
+        if lower in _EMBEDDINGS or "embed" in lower:
             return "embedding"
         if _width(output) != 1:
             return "single_label"

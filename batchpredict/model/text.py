@@ -88,7 +88,22 @@ class TextEncoder:
                 message = f"{lengths[row]} tokens, the model takes {self.max_length}"
                 faults.setdefault(row, Fault(row, "too_long", message))
         ordered = tuple(faults[row] for row in sorted(faults))
-        return Prepared(columns.num_rows, lengths, ordered, tokens, truncated)
+        return Prepared(columns.num_rows, self._padded(lengths), ordered, tokens, truncated)
+
+    def _padded(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The width each row is fed with: its tokens, rounded up by at most a sixteenth.
+
+        Softmax and sums over a row add up in an order that depends on the width, so the width
+        must follow from the row alone and not from the longest row of its batch. Rounding up
+        lets more rows share a batch.
+        """
+        if self.width is not None:
+            return np.full(len(lengths), self.width, np.int64)
+        if self.max_length is None:  # the graph may take no token more than the row has
+            return lengths
+        step = 2 ** np.maximum(np.log2(np.maximum(lengths, 1)).astype(np.int64) - 4, 0)
+        rounded = -(-lengths // step) * step
+        return np.where(lengths > self.max_length, lengths, np.minimum(rounded, self.max_length))
 
     def _tokenize(
         self,
@@ -141,11 +156,12 @@ class TextEncoder:
             yield from self._encoded([text], rows[index:], faults)
 
     def feeds(self, prepared: Prepared, indices: npt.NDArray[np.int64]) -> Feeds:
-        """[rows, tokens] arrays, padded on the right to the longest of these rows."""
+        """[rows, tokens] arrays, padded on the right to the widest of these rows."""
         tokens: _Tokens = prepared.payload
         starts = tokens.offsets[indices]
         lengths = tokens.offsets[indices + 1] - starts
-        places = np.arange(self.width or int(lengths.max(initial=1)))
+        widths = self._padded(lengths)
+        places = np.arange(int(widths.max(initial=1)))
         real = places < lengths[:, None]
         source = (starts[:, None] + places)[real]
         feeds: Feeds = {}

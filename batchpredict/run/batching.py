@@ -13,19 +13,22 @@ def plan(
 ) -> list[Indices]:
     """Batches of the rows at `candidates`, each of them in exactly one.
 
-    With `lengths` (tokens per row, of all rows): longest first, so that the last batches are
-    short and callers end together; each batch holds at most `rows` rows and at most `tokens`
-    padded tokens, but two rows however long (a batch of one is run as two, see scorer). Without:
-    in order, `rows` rows each. The same input gives the same batches.
+    With `lengths` (padded tokens per row, of all rows): longest first, so that callers end
+    together, and rows of one length only, because a score must not depend on a row's neighbours.
+    At most `rows` rows and at most `tokens` padded tokens, but two rows however long (a batch of
+    one is run as two, see scorer). Without: in order, `rows` rows each. The same input gives the
+    same batches.
     """
     if lengths is None:
-        return [candidates[i : i + rows] for i in range(0, len(candidates), rows)]
+        return _cut(candidates, rows)
     ordered = candidates[np.argsort(-lengths[candidates], kind="stable")]
+    borders = np.flatnonzero(np.diff(lengths[ordered])) + 1
     batches = []
-    start = 0
-    while start < len(ordered):
-        longest = max(1, int(lengths[ordered[start]]))
-        size = min(rows, max(2, tokens // longest))
-        batches.append(ordered[start : start + size])
-        start += size
+    for equal in np.split(ordered, borders):
+        length = max(1, int(lengths[equal[0]])) if len(equal) else 1
+        batches += _cut(equal, min(rows, max(2, tokens // length)))
     return batches
+
+
+def _cut(indices: Indices, rows: int) -> list[Indices]:
+    return [indices[start : start + rows] for start in range(0, len(indices), rows)]

@@ -164,7 +164,8 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
     _check_clash(added, reader.schema.names if job.keep == "all" else kept)
     carry: Carry = "value" if not same else "record" if job.keep == "all" else "cell"
     fields = [_field(reader, name) for name in kept]
-    selection = Selection(tuple(dict.fromkeys(scorer.encoder.columns)), tuple(kept), carry)
+    columns = tuple(dict.fromkeys(scorer.encoder.columns))
+    selection = Selection(columns, tuple(kept), carry, tuple(added.names))
     layout = Layout(
         carry, pa.schema(fields), added, reader if same else None, _dialect(task.output_format, job)
     )

@@ -10,9 +10,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchpredict import __version__
-from batchpredict.data.locations import STDIO, Draft, LocalSource, compression_of, write_durably
+from batchpredict.data.locations import (
+    STDIO,
+    Draft,
+    LocalSource,
+    compression_of,
+    is_stream,
+    write_durably,
+)
 from batchpredict.data.naming import Task
-from batchpredict.errors import BatchPredictError
+from batchpredict.errors import (
+    BatchPredictError,
+    OutputNotCreatable,
+    OutputWriteFailed,
+    Terminated,
+)
 from batchpredict.job import WINDOW_BYTES, WINDOW_ROWS, Job
 from batchpredict.run.opening import LoadedModel
 from batchpredict.run.pipeline import StageTimes
@@ -48,7 +60,9 @@ class Publication:
     def open_output(self) -> BinaryIO:
         """Where the writer writes. Raises OutputNotCreatable."""
         name = self._task.output
-        self._draft = Draft(name, compression_of(name) if name != STDIO else "")
+        compression = compression_of(name) if name != STDIO else ""
+        below = self._job.output_dir is not None
+        self._draft = Draft(name, compression, make_parents=below)
         return self._draft.stream
 
     def publish(self, source: LocalSource, counts: Counts) -> Receipt:
@@ -67,29 +81,37 @@ class Publication:
                 summary = replace(receipt.rejects, size=rejects.size, sha256=rejects.sha256)
                 receipt = replace(receipt, rejects=summary)
                 self.rejects.publish()
-            elif self._task.rejects:
-                Path(self._task.rejects).unlink(missing_ok=True)
+            else:
+                _remove_stale(self._task.rejects)
             if self._draft:
                 self._draft.publish()
         receipt = replace(receipt, stages=_rounded(self._times))
         if self._task.receipt:
             write_durably(Path(self._task.receipt), receipt.to_json())
-        for stale in (self._task.failed, self._task.failed_rejects):
-            if stale:
-                Path(stale).unlink(missing_ok=True)
+        _remove_stale(self._task.failed)
+        _remove_stale(self._task.failed_rejects)
         return receipt
 
     def fail(self, error: BaseException, counts: Counts) -> None:
         """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's."""
         if self._task.failed is None or not Path(self._task.failed).absolute().parent.is_dir():
             return
-        receipt = replace(self._receipt(exit_code_of(error), counts), message=str(error))
+        receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
+        path = self._task.failed_rejects
         try:
-            if self.rejects.finish():
-                self.rejects.publish(self._task.failed_rejects)
+            rejects = self.rejects.finish()
+            if rejects:
+                self.rejects.publish(path)
+                summary = replace(
+                    receipt.rejects, path=path, size=rejects.size, sha256=rejects.sha256
+                )
+                receipt = replace(receipt, rejects=summary)
+            else:
+                _remove_stale(path)
             write_durably(Path(self._task.failed), receipt.to_json())
         except BatchPredictError as second:
-            logger.warning("what failed could not be written down: %s", second)
+            if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
+                logger.warning("what failed could not be written down: %s", second)
 
     def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
         ended = now()
@@ -140,6 +162,25 @@ class Publication:
         self.rejects.abandon()
         if self._draft:
             self._draft.abandon()
+
+
+def _remove_stale(name: str | None) -> None:
+    """Remove what an earlier run left; a device or a pipe is not ours to remove."""
+    if name and not is_stream(name):
+        try:
+            Path(name).unlink(missing_ok=True)
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            raise OutputNotCreatable(f"{name}: cannot be removed: {reason}; remove it") from error
+
+
+def _message_of(error: BaseException) -> str:
+    """What a receipt says of an error; the kind where it is none of ours."""
+    if isinstance(error, BatchPredictError | Terminated):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}"
 
 
 def _rounded(times: StageTimes) -> dict[str, float]:

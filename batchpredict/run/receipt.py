@@ -6,6 +6,7 @@ import json
 import resource
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from batchpredict.data.locations import Published
@@ -69,7 +70,9 @@ class Receipt:
         content = {"receipt": 1} | asdict(self)
         if self.message is None:
             del content["message"]
-        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        # A file name need not be UTF-8; JSON has an escape for what it holds instead.
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def now() -> str:
@@ -79,4 +82,9 @@ def now() -> str:
 
 def peak_memory_bytes() -> int:
     """Highest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        # ru_maxrss starts at what the process that started this one had resident.
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

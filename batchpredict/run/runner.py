@@ -9,7 +9,7 @@ callers of the session several; each hands on windows through a short queue, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -57,6 +57,7 @@ def run(job: Job, watch: Watch) -> Outcome:
     ends the job. With one input every error is raised.
     """
     tasks, missing = tasks_of(job)
+    _check_creatable(tasks, job)
     model = load_model(job)
     receipts: list[Receipt] = []
     errors: list[InputInvalid | InputMissing] = list(missing)
@@ -75,17 +76,27 @@ def run(job: Job, watch: Watch) -> Outcome:
     return Outcome(tuple(receipts), max(codes))
 
 
+def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
+    """Whatever is to be written, checked before any work."""
+    for task in tasks:
+        check_creatable(task.output, job.output_dir, "--output_file or --output_dir")
+        if job.rejects_file and task.rejects:
+            check_creatable(task.rejects, None, "--rejects_file")
+        if job.receipt_file and task.receipt:
+            check_creatable(task.receipt, None, "--receipt_file")
+
+
 def rehearse(job: Job) -> tuple[str, ...]:
     """Every check of `run`, and the first window read and prepared; one line per input."""
     tasks, missing = tasks_of(job)
     if missing:
         raise missing[0]
+    _check_creatable(tasks, job)
     model = load_model(job)
     return tuple(_rehearse_task(task, job, model) for task in tasks)
 
 
 def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
-    check_creatable(task.output)
     opened = open_task(task, job, model)
     with closing(opened.source):
         for remark in opened.remarks:
@@ -106,7 +117,7 @@ def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
 def run_task(task: Task, job: Job, model: LoadedModel, watch: Watch) -> Receipt:
     """Score one input. Raises BatchPredictError; a failure leaves `<output>.failed.json`."""
     times = StageTimes()
-    tally = _Tally(job.budget)
+    tally = _Tally(task, job.budget)
     with Publication(task, job, model, times) as publication:
         try:
             opened = open_task(task, job, model)
@@ -162,7 +173,7 @@ def _score(opened: Opened, job: Job, model: LoadedModel, times: StageTimes) -> I
                 inferred = [batch.result() for batch in window.batches]
                 with times.measure("finish"):
                     scored = scorer.finish(window.prepared, inferred)
-                    settled = _settle(window, scored, reader, job)
+                    settled = _settle(window, scored, opened, job)
                 yield settled
     finally:
         callers.shutdown(wait=False, cancel_futures=True)
@@ -185,17 +196,17 @@ def _begin(
         yield _Window(records, prepared, [callers.submit(infer, batch) for batch in plan])
 
 
-def _settle(window: _Window, scored: Scored, reader: Reader, job: Job) -> _Settled:
+def _settle(window: _Window, scored: Scored, opened: Opened, job: Job) -> _Settled:
     """Decide what is written and what is rejected."""
     records = window.records
-    faults = [_as_reject(records, fault, reader) for fault in scored.faults]
+    faults = [_as_reject(records, fault, opened.reader) for fault in scored.faults]
     rejects = tuple(sorted((*records.rejects, *faults), key=lambda reject: reject.row))
     if rejects and job.on_error == "fail":
         first = rejects[0]
-        line = "" if first.line is None else f", line {first.line}"
+        line = "" if first.line is None else f":{first.line}"
         raise InputInvalid(
-            f"row {first.row}{line}: {first.code}: {first.message}; mend it, or let it be "
-            "rejected with --on_error=reject"
+            f"{opened.source.name}{line}: row {first.row}: {first.code}: {first.message}; mend "
+            "it, or let it be rejected with --on_error=reject"
         )
     read = len(records) + len(records.rejects)
     truncated = window.prepared.truncated
@@ -221,7 +232,8 @@ def _as_reject(records: Records, fault: Fault, reader: Reader) -> Reject:
 class _Tally:
     """Counts rows and judges the budget."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, task: Task, budget: Budget) -> None:
+        self._task = task
         self._budget = budget
         self._rejects = 0
         self.counts = Counts()
@@ -247,9 +259,10 @@ class _Tally:
             allowed = (
                 f"{self._budget.rows} rows"
                 if self._budget.rows is not None
-                else f"{100 * (self._budget.share or 0):g}%"
+                else f"{float(100 * (self._budget.share or 0)):g}%"
             )
+            where = self._task.failed_rejects or "the rejects"
             raise InputInvalid(
-                f"{self._rejects} of {self.counts.read} rows rejected, more than "
-                f"--max_rejects={allowed}; nothing was published, see the rejects file"
+                f"{self._task.input}: {self._rejects} of {self.counts.read} rows rejected, more "
+                f"than --max_rejects={allowed}; nothing was published, see {where}"
             )

@@ -127,7 +127,8 @@ class Scorer:
         order = np.argsort(whole.indices)
         indices = whole.indices[order]
         if not len(indices):
-            return Scored(indices, self.head.schema.empty_table().to_batches()[0], _sorted(faults))
+            nothing = pa.RecordBatch.from_pylist([], self.head.schema)
+            return Scored(indices, nothing, _sorted(faults))
         added, unusable = self.head.columns([tensor[order] for tensor in whole.tensors])
         if unusable:
             usable = np.ones(len(indices), bool)
