@@ -281,6 +281,16 @@ def test_zipmap_alone(tmp_path: Path) -> None:
     )
 
 
+def test_zipmaps_classes_beat_those_of_the_node_before_it(tmp_path: Path) -> None:
+    graph = models.classifier_graph([0, 1], zipmap=True)
+    zipmap = models.classifier_graph(["no", "yes"], zipmap=True)
+    graph.graph.node[1].CopyFrom(zipmap.graph.node[1])
+    graph.graph.output[1].CopyFrom(zipmap.graph.output[1])
+    made = opened(tmp_path, graph, 'output = "output_probability"')
+    assert made.head.labels == ("no", "yes")
+    assert made.columns([[0, 9]])[0]["prediction"].to_pylist() == ["yes"]
+
+
 def test_labels_alone(tmp_path: Path) -> None:
     made = opened(tmp_path, models.string_graph())
     columns, _ = made.columns([["x"], ["y"]])
