@@ -1,11 +1,12 @@
-"""The command line: parse, call, print, exit. No logic, and nothing heavy at import."""
+"""The command line: parse, call, print, exit. No logic, and nothing heavy at import.
+
+What `--help` does not need is imported where it is used.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
-import json
 import logging
 import os
 import platform
@@ -27,15 +28,14 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.jobfile import read_job_file
 
 logger = logging.getLogger("batchpredict")
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
 _FORMATS = click.Choice(["csv", "tsv", "jsonl", "json", "avro", "parquet"])
-# Typographic dashes that web pages and word processors make of "--".
 _JOB_FILE = "batchpredict.job"
+# Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
@@ -69,6 +69,8 @@ class _Names(click.ParamType[Any]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         if isinstance(value, str):
+            import csv
+
             return tuple(next(csv.reader([value], skipinitialspace=True), []))
         if not (isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)):
             self.fail(f"{value!r} is not a list of names", param, ctx)
@@ -125,6 +127,8 @@ def _option(name: str, **attributes: Any) -> Callable[[F], F]:
 def _load_job_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
     if value:
         known = {p.name or "" for p in ctx.command.params} - {"job", "help"}
+        from batchpredict.jobfile import read_job_file
+
         ctx.default_map = read_job_file(value, known)
         ctx.meta[_JOB_FILE] = value
     return value
@@ -324,6 +328,8 @@ def inspect(model: str, file: str | None, as_json: bool, **options: Any) -> int:
     configure_logging(quiet=True, verbose=False, log_format="text", to_stderr=True)
     options["delimiter"] = "\t" if options["delimiter"] in ("tab", "\\t") else options["delimiter"]
     options["column"] = tuple(options["column"])
+    import json
+
     from batchpredict.run import inspection
 
     job = Job(input_file=(file or "-",), model=os.path.expanduser(model), **options)  # noqa: PTH111
@@ -361,6 +367,8 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
+        import json
+
         return json.dumps(entry, ensure_ascii=False)
 
 

@@ -25,7 +25,7 @@ def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
         raise ConfigInvalid(f"{name}: {(error.strerror or '').lower()}; check --job") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{name}: is not TOML: {error}") from error
-    values = {key.replace("-", "_"): value for key, value in values.items()}
+    values = _normalised(name, values)
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -33,6 +33,17 @@ def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
             raise ConfigInvalid(f"{name}: unknown option {key!r}{advice}")
         values[key] = _value(name, path.parent, key, value)
     return values
+
+
+def _normalised(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Keys with underscores, as the options are declared."""
+    normal: dict[str, Any] = {}
+    for key, value in values.items():
+        plain = key.replace("-", "_")
+        if plain in normal:
+            raise ConfigInvalid(f"{name}: {plain} is given twice, as {key} too; keep one")
+        normal[plain] = value
+    return normal
 
 
 def _value(name: str, directory: Path, key: str, value: Any) -> Any:

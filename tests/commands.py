@@ -40,7 +40,7 @@ def run(
 
 
 def start(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.Popen[bytes]:
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), **{**pipes, **more}
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ settings.load_profile("batchpredict")
 
 
 @pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A home that does not exist, no BATCHPREDICT_* variables, loopback only."""
     for name in [name for name in os.environ if name.startswith("BATCHPREDICT_")]:
         monkeypatch.delenv(name)
@@ -30,4 +29,3 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    yield

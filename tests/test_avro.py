@@ -19,7 +19,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sources import MemorySource
 
 from batchpredict.data import avro, avro_container
 from batchpredict.data.avro_container import zigzag
@@ -27,6 +26,7 @@ from batchpredict.data.avro_encode import encode
 from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import BLOCK_BYTES, Carry, Dialect, Layout, Records, Selection, take
 from batchpredict.errors import InputInvalid
+from tests.sources import MemorySource
 
 CODECS = ("null", "deflate", "bzip2", "snappy", "zstandard", "xz")
 SYNC = b"0123456789abcdef"
@@ -461,6 +461,16 @@ def test_rows_that_cannot_be_decoded_are_rejected_alone() -> None:
     assert len(next(iter(opened(data).records(selection("record"))))) == 4
 
 
+def test_decimals_of_too_many_digits_are_rejected() -> None:
+    node = {"type": "bytes", "logicalType": "decimal", "precision": 3, "scale": 1}
+    schema = {"type": "record", "name": "R", "fields": [{"name": "d", "type": node}]}
+    values = [999, 1000, -999, -1000]
+    rows = [b"\x04" + value.to_bytes(2, "big", signed=True) for value in values]
+    records = next(iter(opened(container(schema, rows)).records(selection("value", "d"))))
+    assert records.kept["d"].to_pylist() == [Decimal("99.9"), Decimal("-99.9")]
+    assert [(r.row, r.code) for r in records.rejects] == [(2, "bad_type"), (4, "bad_type")]
+
+
 def test_long_records_are_rejected() -> None:
     data = file_of(PAIR, [{"t": "x" * n, "u": n} for n in (5, 200, 6)])
     reader = opened(data, max_record_bytes=100)
@@ -595,6 +605,11 @@ def test_encodings_agree_with_fastavro(longs: list[Any], blobs: list[Any]) -> No
             expected.append(sink.getvalue())
         array = pa.array([None, *values], kind).slice(1)
         assert encode(array).to_pylist() == expected
+
+
+def test_decimals_of_a_slice_are_its_own() -> None:
+    array = pa.array([Decimal("1.1"), Decimal("-1.29"), None], pa.decimal128(9, 2)).slice(1)
+    assert encode(array).to_pylist() == [b"\x02\x04\xff\x7f", b"\x00"]
 
 
 def test_the_sync_marker_comes_from_the_schema() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from tests.stand_in import CHECKOUT, write_command
 
 FILES = sorted((CHECKOUT / "cron").glob("*.crontab"))

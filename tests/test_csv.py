@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import example, given
@@ -52,10 +55,12 @@ def test_borders_equal_the_reference_however_the_input_is_cut_into_blocks(
     numbers = [n for n, row in enumerate(expected, 1) if row.cell_ends is not None]
     assert [int(n) for part in found for n in part.rows] == numbers
     lines = [2 + body.count(b"\n", 0, row.start) for row in good]
-    assert [int(n) for part in found for n in part.lines] == lines
+    assert flat(part.lines for part in found) == lines
     offsets = [len(header) + row.start for row in good]
-    assert [int(n) for part in found for n in part.offsets] == offsets
-    for reject, row in zip(rejects_of(found), (r for r in expected if not r.cell_ends), strict=True):
+    assert flat(part.offsets for part in found) == offsets
+    for reject, row in zip(
+        rejects_of(found), (r for r in expected if not r.cell_ends), strict=True
+    ):
         assert reject.offset == len(header) + row.start
         assert reject.length == row.end - row.start
         assert reject.line == 2 + body.count(b"\n", 0, row.start)
@@ -86,10 +91,17 @@ def test_a_row_that_is_not_utf8_costs_that_row_only() -> None:
     found = read(b"x,y\n1,2\n3,\xff\n5,6\n", Dialect(), model=("x",))
     assert [value for (value,) in model_rows(found)] == ["1", "5"]
     (reject,) = rejects_of(found)
-    assert (reject.row, reject.line, reject.code, reject.record) == (2, 3, "invalid_utf8", b"3,\xff")
+    assert (reject.row, reject.line, reject.code, reject.record) == (
+        2,
+        3,
+        "invalid_utf8",
+        b"3,\xff",
+    )
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1", "cp932"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1", "cp932"]
+)
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", ["", "end"])
 def test_records_return_byte_for_byte_in_every_encoding(
@@ -102,7 +114,9 @@ def test_records_return_byte_for_byte_in_every_encoding(
     name = "utf-8" if encoding == "utf-8-sig" else encoding
     dialect = Dialect(encoding=csv_format_encoding(name))
     for step in (1, 7, 1 << 20):
-        assert written(data, dialect, added=[], step=step) == without_blank(data, encoding, line_end)
+        assert written(data, dialect, added=[], step=step) == without_blank(
+            data, encoding, line_end
+        )
 
 
 def without_blank(data: bytes, encoding: str, line_end: str) -> bytes:
@@ -133,7 +147,9 @@ def test_added_cells_are_appended_to_the_records_bytes() -> None:
 
 
 def test_a_single_empty_cell_is_not_written_as_a_blank_line() -> None:
-    assert written(b"a\n1\n2\n", Dialect(), added=[("p", [None, "x"])], carry="cell") == b'p\n""\nx\n'
+    assert (
+        written(b"a\n1\n2\n", Dialect(), added=[("p", [None, "x"])], carry="cell") == b'p\n""\nx\n'
+    )
 
 
 def test_without_a_header_columns_are_numbered_and_none_is_written() -> None:
@@ -193,7 +209,9 @@ def read(
 ) -> list[Records]:
     reader = csv_format.open_reader(MemorySource(data, step), dialect, survey=False)
     found = list(reader.records(Selection(model, kept, carry)))
-    numbers = sorted([int(n) for part in found for n in part.rows] + [r.row for r in rejects_of(found)])
+    numbers = sorted(
+        [int(n) for part in found for n in part.rows] + [r.row for r in rejects_of(found)]
+    )
     assert all(after == before + 1 for before, after in pairwise([0, *numbers]))
     return found
 
@@ -220,6 +238,10 @@ def written(
         position += len(part)
     writer.close()
     return sink.getvalue()
+
+
+def flat(arrays: Iterable[npt.NDArray[np.int64] | None]) -> list[int]:
+    return [int(number) for array in arrays for number in ([] if array is None else array)]
 
 
 def raw_of(found: list[Records]) -> list[bytes]:

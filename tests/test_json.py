@@ -395,7 +395,7 @@ def test_a_record_that_is_too_large_costs_its_row(block_bytes, size, array):
     one_more = b'{"a": "' + b"y" * (limit - 8) + b'"}'
     small = b'{"a": "z"}'
     records = [small, big, fits, one_more, small, big]
-    data = b"[" + b",".join(records) + b"]" if array else b"\n".join(records)
+    data = b"[" + b", ".join(records) + b"]" if array else b"\n".join(records)
     blocks = read(data, Dialect(json_array=array, max_record_bytes=limit))
     assert [raw.rstrip() for raw in raws(blocks)] == [small, fits, small]
     assert numbers(blocks) == [1, 3, 5]
@@ -407,7 +407,8 @@ def test_a_record_that_is_too_large_costs_its_row(block_bytes, size, array):
     ]
     assert [r.line for r in rejects] == ([1, 1, 1] if array else [2, 4, 6])
     for reject in rejects:
-        assert reject.record == records[reject.row - 1][: 64 << 10]
+        assert len(reject.record) in ((64 << 10) - array, 64 << 10)
+        assert records[reject.row - 1].startswith(reject.record)
         assert data[reject.offset :].startswith(reject.record)
         assert reject.length == len(records[reject.row - 1])
 
@@ -468,6 +469,24 @@ def test_a_broken_array_is_malformed_as_a_whole(block_bytes, data, line, size):
     assert "; " in str(caught.value)
 
 
+@pytest.mark.parametrize("data", [b"[", b'[{"a":1}', b'[{"a":1},', b'[{"a": "]'])
+def test_an_array_that_is_cut_off_is_named(data):
+    with pytest.raises(InputInvalid, match="it is not closed"):
+        read(data, ARRAY)
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+@pytest.mark.parametrize("blank", [65_100, 300_000])
+def test_white_space_beyond_the_limit_loses_no_row(block_bytes, blank, size):
+    block_bytes(size)
+    data = b'[{"a":1},' + b" " * blank + b'{"a":"%s"},{"a":3}]' % (b"y" * 900)
+    blocks = read(data, replace(ARRAY, max_record_bytes=1000))
+    codes = {row: code for row, _, code, _ in faults(blocks)}
+    assert set(codes.values()) <= {"too_large"}
+    assert sorted([*codes, *numbers(blocks)]) == [1, 2, 3]
+    assert raws(blocks)[-1] == b'{"a":3}'
+
+
 def test_quiet_inputs():
     assert read(b"[]", ARRAY) == read(b" [ \n]\n", ARRAY) == []
     assert read(b"") == read(b"\n \n") == read(b"", survey=True) == []
@@ -492,9 +511,10 @@ def test_an_array_reads_as_json_loads_reads_it_or_not_at_all(block_bytes, body, 
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_an_object_first_is_read_as_lines_and_said(block_bytes, size):
+@pytest.mark.parametrize("survey", [False, True])
+def test_an_object_first_is_read_as_lines_and_said(block_bytes, size, survey):
     block_bytes(size)
-    reader = json_format.open_reader(Memory(b'\n \n  {"a":1}\n{"a":2}\n'), ARRAY, True)
+    reader = json_format.open_reader(Memory(b'\n \n  {"a":1}\n{"a":2}\n'), ARRAY, survey)
     blocks = list(reader.records(Selection((), (), "record")))
     assert reader.notes == ("rows.json: starts with { and is read as JSON Lines",)
     assert not reader.json_array

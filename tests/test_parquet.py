@@ -180,12 +180,31 @@ def test_row_groups_are_cut_by_bytes_too(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"t": [os.urandom(500) for _ in range(400)]}), path)
     monkeypatch.setattr(parquet, "_GROUP_BYTES", 50_000)
-    data = converted(path, "record", step=3)
+    data = converted(path, "record", step=7)
     assert data == converted(path, "record")
     metadata = pq.ParquetFile(io.BytesIO(data)).metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert len(set(rows[:-1])) == 1
     assert 80 < rows[0] < 110
+
+
+def test_a_full_row_group_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_GROUP_ROWS", 10)
+    sink = io.BytesIO()
+    writer = parquet.open_writer(sink, Layout("value", pa.schema([]), ADDED, None, Dialect()))
+    rows = np.ones(7, np.int64)
+    sizes = []
+    for _ in range(3):
+        empty = scored(7).select([])
+        writer.write(Records(empty, empty, pa.nulls(7), rows, None, rows), scored(7))
+        sizes.append(sink.tell())
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_pages_do_not_depend_on_how_rows_are_handed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"t": [os.urandom(100) for _ in range(30_000)]}), path)
+    assert converted(path, "record", step=777) == converted(path, "record")
 
 
 def test_pandas_finds_its_index(tmp_path: Path) -> None:
@@ -327,4 +346,5 @@ def test_a_block_ends_where_the_file_says_not_where_it_is_read(tmp_path: Path) -
     pq.write_table(pa.table({"n": range(50_000)}), path, row_group_size=999)
     blocks = list(opened(path).records(Selection(("n",), (), "record")))
     assert list(itertools.chain(*(b.columns["n"].to_pylist() for b in blocks))) == [*range(50_000)]
-    assert len(blocks) < 20
+    assert [n for b in blocks for n in b.rows.tolist()] == [*range(1, 50_001)]
+    assert 1 < len(blocks) < 20

@@ -56,8 +56,8 @@ def read_blocks(text: str) -> list[Block]:
             block = Block(section, line[3:], number, "", reason)
             last = blocks[-1] if blocks else None
             if block.language == "text":
-                assert last and last.section == section, f"line {number}: the output of what?"
-                assert last.language == "sh", f"line {number}: the output of what?"
+                if last is None or (last.section, last.language) != (section, "sh"):
+                    raise AssertionError(f"line {number}: the output of what?")
                 last.shown = block
         elif line.startswith("#"):
             section = line.lstrip("# ")
@@ -135,8 +135,6 @@ def assert_shown(block: Block, printed: str, root: Path) -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_commands(section: str, tmp_path: Path) -> None:
-    if not (CHECKOUT / "examples/models/relevance/model.onnx").exists():
-        pytest.skip("the bundled model is not there yet")
     root = make_checkout(tmp_path / "checkout")
     for block in RUN:
         if block.section != section:
@@ -145,6 +143,16 @@ def test_commands(section: str, tmp_path: Path) -> None:
         assert finished.returncode == 0, f"README.md:{block.line}\n{finished.stdout}"
         if block.shown:
             assert_shown(block, finished.stdout, root)
+
+
+def test_the_job_file_runs_from_anywhere(tmp_path: Path) -> None:
+    root = tmp_path / "checkout"
+    copy_examples(root)
+    command = write_command(tmp_path / "bin" / "batchpredict")
+    job = [str(command), f"--job={root}/examples/nightly.toml"]
+    finished = subprocess.run(job, cwd="/", capture_output=True, text=True, timeout=120)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert (root / "examples" / "flights.scored.parquet").exists()
 
 
 class TestBlocks:

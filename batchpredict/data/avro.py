@@ -127,6 +127,7 @@ class AvroReader:
 
     def __init__(self, source: Source, dialect: Dialect) -> None:
         self._name = source.name
+        self.dialect = dialect
         self._most_bytes = dialect.max_record_bytes
         self._stream = source.open()
         self._header: Header = read_header(self._stream, source.name)

@@ -61,7 +61,7 @@ class CsvReader:
 
     def __init__(self, source: Source, dialect: Dialect) -> None:
         self._name = source.name
-        self._dialect = dialect
+        self.dialect = dialect
         self._stream = DecodedInput(source.name, source.open(), dialect.encoding)
         self.encoding, self.bom = self._stream.encoding, self._stream.bom
         self._grammar = Grammar(ord(dialect.delimiter), 1, dialect.max_record_bytes)
@@ -95,7 +95,7 @@ class CsvReader:
             )
         begins = np.array([position, *(end + 1 for end in record.cell_ends[:-1])], np.int64)
         cells = _cells(block, begins, np.array(record.cell_ends, np.int64), unquote=True)
-        if not self._dialect.header:
+        if not self.dialect.header:
             return b"", [str(i + 1) for i in range(len(cells))], block, final
         names = self._names(cells)
         return block[: record.end], names, block[record.end :], final
@@ -134,7 +134,7 @@ class CsvReader:
         return list(names)
 
     def _remarks(self, names: list[str]) -> Iterator[str]:
-        others = [c for c in ",;\t|" if c != self._dialect.delimiter and c in names[0]]
+        others = [c for c in ",;\t|" if c != self.dialect.delimiter and c in names[0]]
         if len(names) == 1 and others:
             yield (
                 f"{self._name}: the only column is named {names[0]!r}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -93,6 +93,7 @@ class JsonReader:
         self._source = source
         self._limit = min(dialect.max_record_bytes, _LARGEST_RECORD)
         self._opened: Iterator[Block] | None = self._open()
+        self.dialect = replace(dialect, json_array=self.json_array)
         names = self._all_names() if survey else self._sample_names()
         self.schema = pa.schema([pa.field(name, pa.string()) for name in names])
 

@@ -248,11 +248,10 @@ def element_blocks(chunks: Chunks, limit: int, line: int, name: str) -> Iterator
         elements = _without_blanks(block)
         empty = np.flatnonzero(elements.starts == elements.ends)
         only = only and borders.closed and len(elements.starts) == 1
-        if not len(empty):
+        if not len(empty) or block.cut:
             yield elements
         elif not only:
             raise broken_array(name, int(elements.lines[empty[0]]), "an element is missing")
-        only = False
     if not borders.closed:
         raise broken_array(name, line, "it is not closed, the file may be cut off")
     if borders.closed_by != b"]":

@@ -189,7 +189,7 @@ class LocalSource:
         Raises TryAgain where the file changed since it was opened.
         """
         if self._raw is None or self._raw.closed:
-            self.open()
+            stream = self.open()  # noqa: F841 - a stream that is let go closes what is below it
         raw = cast(_RawInput, self._raw)
         buffer = bytearray(_READ_BYTES)
         while raw.readinto(buffer):

@@ -125,7 +125,7 @@ def _nearest(path: str) -> str:
         names = os.listdir(directory or ".")
     except OSError:
         return ""
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.75)
     return f"; did you mean {os.path.join(directory, near[0])}?" if near else ""
 
 

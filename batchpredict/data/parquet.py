@@ -39,9 +39,9 @@ _DEFAULT_CODEC = "snappy"
 def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:  # noqa: ARG001
     """A reader of one file. Raises UsageError for a pipe, InputInvalid.
 
-    `dialect` and `survey` are nothing to it: the file says everything.
+    `survey` is nothing to it: the file says everything.
     """
-    return ParquetReader(source)
+    return ParquetReader(source, dialect)
 
 
 def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
@@ -58,8 +58,9 @@ class ParquetReader:
 
     complete = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, dialect: Dialect) -> None:
         self._name = source.name
+        self.dialect = dialect
         self._path = _seekable(source)
         file = self._open()
         metadata = file.metadata

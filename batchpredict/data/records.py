@@ -112,12 +112,14 @@ class Reader(Protocol):
 
     `schema`: the columns on offer, with the types `Records.kept` has under carry "value".
     `complete`: False where rows may hold columns that `schema` does not name (JSON that was
-    not surveyed). `notes`: remarks for the log.
+    not surveyed). `notes`: remarks for the log. `dialect`: how the input turned out to be
+    spelled.
     """
 
     schema: pa.Schema
     complete: bool
     notes: Sequence[str]
+    dialect: Dialect
 
     def records(self, selection: Selection) -> Iterator[Records]:
         """The rows, in order, in blocks of about BLOCK_BYTES. Raises InputInvalid."""

@@ -92,7 +92,11 @@ def _described(tensor: dict[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} <- {_text(entry)}" for key, entry in value.items())
+        # a list is what is bound to a name, anything else is said of it
+        return ", ".join(
+            f"{key}{' <-' if isinstance(entry, list) else ':'} {_text(entry)}"
+            for key, entry in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(str(entry) for entry in value) or "-"
     return "-" if value is None or value == "" else str(value)

@@ -166,9 +166,9 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
     fields = [_field(reader, name) for name in kept]
     columns = tuple(dict.fromkeys(scorer.encoder.columns))
     selection = Selection(columns, tuple(kept), carry, tuple(added.names))
-    layout = Layout(
-        carry, pa.schema(fields), added, reader if same else None, _dialect(task.output_format, job)
-    )
+    as_input = task.output_format == task.input_format
+    spelled = reader.dialect if as_input else _dialect(task.output_format, job)
+    layout = Layout(carry, pa.schema(fields), added, reader if same else None, spelled)
     losses = conversion.losses(layout.kept, task.output_format) if carry == "value" else []
     return Opened(source, reader, scorer, selection, layout, (*reader.notes, *losses))
 

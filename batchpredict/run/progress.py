@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from batchpredict.data.locations import LocalSource
@@ -13,6 +14,7 @@ from batchpredict.run.receipt import Counts, Receipt
 logger = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
+_NAME_WIDTH = 24
 
 
 class Progress:
@@ -22,21 +24,22 @@ class Progress:
         self._shown = sys.stderr.isatty() if bar is None else bar
         self._source: LocalSource | None = None
         self._bar: Any = None
-        self._begin = self._logged = time.monotonic()
+        self._begin = self._logged = self._told = time.monotonic()
 
     def __call__(self, counts: Counts, source: LocalSource) -> None:
         """Show where the run is."""
         if source is not self._source:
             self.close()
             self._source = source
-            self._begin = self._logged = time.monotonic()
+            self._begin = self._logged = self._told  # when the one before was done
             self._bar = self._new_bar(source) if self._shown else None
-        rate = counts.read / max(time.monotonic() - self._begin, 1e-9)
+        self._told = time.monotonic()
+        rate = counts.read / max(self._told - self._begin, 1e-9)
         if self._bar is not None:
             self._bar.n = min(source.position, source.size or source.position)
             self._bar.set_postfix_str(f"{counts.read:,} rows, {rate:,.0f} rows/s", refresh=True)
-        elif time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()
+        elif self._told - self._logged >= _LOG_SECONDS:
+            self._logged = self._told
             share = f" ({source.position / source.size:.0%})" if source.size else ""
             logger.info(
                 "%s: %s rows%s, %s rows/s", source.name, f"{counts.read:,}", share, f"{rate:,.0f}"
@@ -49,7 +52,7 @@ class Progress:
             total=source.size,
             unit="B",
             unit_scale=True,
-            desc=source.name,
+            desc=_short(source.name),
             leave=False,
             file=sys.stderr,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
@@ -62,6 +65,12 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _short(name: str) -> str:
+    """A file's name without its directory; the end of one that would leave no room for a bar."""
+    name = Path(name).name
+    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
 
 
 def summary(receipt: Receipt) -> str:
