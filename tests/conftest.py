@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# Tests that import onnxruntime themselves must not start its telemetry either.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 # Machines that throttle make deadlines fail by chance. Nothing is kept between runs.
 settings.register_profile("batchpredict", deadline=None, database=None)
 settings.load_profile("batchpredict")

@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 import fastavro
-import models
 import pytest
-from commands import half_written, receipt, run, start
 
 from batchpredict import cli
+from tests import models
+from tests.commands import half_written, receipt, run, start
 
 # 11 rows: one reject is within the default budget of 10 %.
 ROWS = [f"{number},good fine" for number in range(1, 12)]

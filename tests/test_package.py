@@ -133,7 +133,7 @@ def test_a_directory_without_a_graph(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="nowhere: No such file"):
+    with pytest.raises(Unavailable, match="nowhere: no such file"):
         read_package(tmp_path / "nowhere")
 
 

@@ -276,7 +276,7 @@ class Draft:
                 return os.open(self.name, os.O_WRONLY)
             if make_parents:
                 self._final.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self._final)
+            remove_abandoned(self._final)
             token = secrets.token_hex(4)
             self._temporary = self._final.with_name(f".{self._final.name}.{token}.part")
             descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -326,7 +326,7 @@ class Draft:
             self._sink.descriptor = -1
 
 
-def _remove_abandoned(final: Path) -> None:
+def remove_abandoned(final: Path) -> None:
     """Remove drafts whose writer was killed: the kernel has released their lock."""
     for part in final.parent.glob(f".{glob.escape(final.name)}.????????.part"):
         with part.open("rb") as file:

@@ -112,7 +112,10 @@ def _locate(path: Path) -> tuple[Path, str]:
         # Not resolved further: in a Hugging Face cache the file is a link to a nameless blob.
         directory = path.parent.resolve(strict=True)
     except OSError as error:
-        raise Unavailable(f"--model {path}: {error.strerror}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise Unavailable(
+            f"--model={path}: {reason}; name a .onnx file or a model directory"
+        ) from error
     if directory.name == "onnx" and not any((directory / name).is_file() for name in COMPANIONS):
         return directory.parent, f"onnx/{path.name}"
     return directory, path.name

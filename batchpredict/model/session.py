@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Importing onnxruntime starts its telemetry: files in the home directory, hashes of graph and
+# weights to its makers. A model is its owner's business. Read at import, so it is set before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from batchpredict.data.locations import (
     LocalSource,
     compression_of,
     is_stream,
+    remove_abandoned,
     write_durably,
 )
 from batchpredict.data.naming import Task
@@ -165,10 +167,11 @@ class Publication:
 
 
 def _remove_stale(name: str | None) -> None:
-    """Remove what an earlier run left; a device or a pipe is not ours to remove."""
+    """Remove what an earlier run left, killed or not; a device or a pipe is not ours to remove."""
     if name and not is_stream(name):
         try:
             Path(name).unlink(missing_ok=True)
+            remove_abandoned(Path(os.path.realpath(name)))
         except OSError as error:
             reason = (error.strerror or "").lower()
             raise OutputNotCreatable(f"{name}: cannot be removed: {reason}; remove it") from error
