@@ -365,7 +365,7 @@ def refused_model(directory: Path, model: Path, code: int, *words: str) -> None:
 
 
 def test_model_missing(tmp_path: Path) -> None:
-    refused_model(tmp_path, tmp_path / "gone", 69, "No such file or directory", "--model")
+    refused_model(tmp_path, tmp_path / "gone", 69, "no such file or directory", "--model")
 
 
 def test_model_truncated(tmp_path: Path, text_model: Path) -> None:

@@ -152,7 +152,9 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
     same = _same_family(task)
     survey = not same and job.keep == "all"
     reader = FORMATS[task.input_format].module.open_reader(source, dialect, survey)
-    binding = Binding(reader.schema, reader.complete, dict(job.column))
+    # No names at all means no rows (an empty JSON array): a quiet night, not a missing column.
+    complete = reader.complete and len(reader.schema) > 0
+    binding = Binding(reader.schema, complete, dict(job.column))
     try:
         scorer = model.scorer(binding)
     except InputInvalid as error:
