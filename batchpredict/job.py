@@ -75,6 +75,8 @@ class Job:
         _ = self.budget
         if not self.input_file:
             raise UsageError("no input: pass --input_file=FILE (a path, glob, directory or -)")
+        if isinstance(self.keep, tuple) and len(set(self.keep)) < len(self.keep):
+            raise UsageError(f"--keep={','.join(self.keep)}: names a column twice")
         if self.output_file and self.output_dir:
             raise UsageError("--output_file and --output_dir exclude each other")
         if self.delimiter is not None and not (

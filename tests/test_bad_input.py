@@ -101,9 +101,9 @@ def test_directory_without_matching_files(tmp_path: Path, text_model: Path) -> N
     (tmp_path / "exports" / "notes.txt").write_text("nothing")
     (tmp_path / "exports" / "a.scored.csv").write_text(table(*ROWS))
     done = run("--input_file=exports", f"--model={text_model}", cwd=tmp_path)
-    refused(tmp_path, done, 66, "exports", ".csv", "--input_file")
+    refused(tmp_path, done, 66, "exports", ".csv", "check the path")
     done = run("--input_file=exports/*.avro", f"--model={text_model}", cwd=tmp_path)
-    refused(tmp_path, done, 66, "exports/*.avro", "no file matches", "--input_file")
+    refused(tmp_path, done, 66, "exports/*.avro", "no file matches", "check the path")
 
 
 def test_zero_bytes(tmp_path: Path, text_model: Path) -> None:
@@ -458,7 +458,7 @@ def test_disk_full(tmp_path: Path, tabular_model: Path) -> None:
 
     arguments = ("--input_file=data.csv", f"--model={tabular_model}")
     done = run(*arguments, "--output_file=out.csv", cwd=tmp_path, before=limit)
-    error_of(done, 74, "out.csv", "cannot be written", "file too large", "the old file stays")
+    error_of(done, 74, "out.csv", "cannot be written", "file too large", "an old file stays")
     assert (tmp_path / "out.csv").read_text() == "old"
     assert half_written(tmp_path) == []
     assert receipt(tmp_path / "out.csv.failed.json")["exit_code"] == 74

@@ -88,13 +88,13 @@ class JsonReader:
             )
         self.notes: Sequence[str] = ()
         self.json_array = dialect.json_array
-        self.complete = survey
         self._reserved: frozenset[str] = frozenset()
         self._source = source
         self._limit = min(dialect.max_record_bytes, _LARGEST_RECORD)
         self._opened: Iterator[Block] | None = self._open()
         self.dialect = replace(dialect, json_array=self.json_array)
         names = self._all_names() if survey else self._sample_names()
+        self.complete = survey and bool(names)  # no object at all says nothing about columns
         self.schema = pa.schema([pa.field(name, pa.string()) for name in names])
 
     def records(self, selection: Selection) -> Iterator[Records]:
@@ -272,7 +272,7 @@ def _is_text(value: str) -> bool:
 def _reject(fault: _Fault, row: int, block: Block, index: int) -> Reject:
     start, end = int(block.starts[index]), int(block.ends[index])
     record = _without_line_end(block.data[start:end])
-    long = fault.code == "too_large" and (block.cut or len(record) > CUT_BYTES)
+    long = bool(block.cut) or len(record) > CUT_BYTES
     return Reject(
         row=row,
         line=int(block.lines[index]),

@@ -82,6 +82,8 @@ class _RawInput(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self.closed:  # by now the descriptor's number may be another file's
+            raise ValueError("read from an input that was closed")
         count = os.readv(self.descriptor, [buffer])
         self.digest.update(memoryview(buffer)[:count])
         self.position += count
@@ -150,12 +152,10 @@ class LocalSource:
         self._identity = _Identity.of(status)
 
     def _status(self) -> os.stat_result:
-        if self.path is None:
-            return os.fstat(0)
         try:
-            status = self.path.stat()
+            status = os.fstat(0) if self.path is None else self.path.stat()
         except OSError as error:
-            raise InputMissing(f"{self.name}: {_reason(error)}; check --input_file") from error
+            raise InputMissing(f"{self.name}: {_reason(error)}; check the path") from error
         if stat.S_ISDIR(status.st_mode):
             raise InputMissing(f"{self.name}: is a directory, not a file")
         return status
@@ -174,10 +174,12 @@ class LocalSource:
         try:
             descriptor = os.dup(0) if self.path is None else os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise InputMissing(f"{self.name}: {_reason(error)}; check --input_file") from error
+            raise InputMissing(f"{self.name}: {_reason(error)}; check the path") from error
         self._raw = _RawInput(descriptor)
         self._check_unchanged()
         buffered = io.BufferedReader(self._raw, _READ_BYTES)
+        if self.compression and self.size == 0:
+            raise InputInvalid(f"{self.name}: is empty, not even compressed; fetch the file again")
         if self.compression:
             decompressed = _DECOMPRESS[self.compression](cast(BinaryIO, buffered))
             return cast(BinaryIO, _Decompressed(self.name, decompressed, self.compression))
@@ -195,6 +197,8 @@ class LocalSource:
         while raw.readinto(buffer):
             pass
         self._check_unchanged()
+        if self.size is not None and raw.position != self.size:
+            raise TryAgain(f"{self.name}: {raw.position} of {self.size} bytes were read; run again")
         digest = raw.digest.hexdigest()
         raw.close()
         return digest
@@ -346,6 +350,13 @@ def is_stream(name: str) -> bool:
     return name == STDIO or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def unpublished(name: str) -> str:
+    """What a run that fails has to say of its output."""
+    if is_stream(name):
+        return "what was written is incomplete"
+    return "nothing was published, an old file stays"
+
+
 def check_creatable(name: str, output_dir: str | None, option: str) -> None:
     """Raise OutputNotCreatable where an output could not be created now; `option` says otherwise.
 
@@ -386,9 +397,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _write_failed(name: str, error: OSError) -> OutputWriteFailed:
-    return OutputWriteFailed(
-        f"{name}: cannot be written: {_reason(error)}; nothing was published, the old file stays"
-    )
+    return OutputWriteFailed(f"{name}: cannot be written: {_reason(error)}; {unpublished(name)}")
 
 
 def _reason(error: OSError) -> str:

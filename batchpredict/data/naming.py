@@ -85,11 +85,11 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
         root = os.path.dirname(path[: path.index(next(c for c in path if c in "*?["))])
         kind = "no file matches"
     elif not os.path.exists(path):
-        raise InputMissing(f"{name}: no such file{_nearest(path)}; check --input_file")
+        raise InputMissing(f"{name}: no such file{_nearest(path)}; check the path")
     else:
         return [(path, os.path.basename(path))]
     if not files:
-        raise InputMissing(f"{name}: {kind}; check --input_file")
+        raise InputMissing(f"{name}: {kind}; check the path")
     return [(file, os.path.relpath(file, root or ".")) for file in files]
 
 
@@ -199,7 +199,7 @@ def _check_distinct(tasks: tuple[Task, ...]) -> None:
     inputs = {os.path.realpath(task.input): task.input for task in tasks if task.input != STDIO}
     written: dict[str, str] = {}
     for task in tasks:
-        for file in (task.output, task.rejects, task.receipt):
+        for file in (task.output, task.rejects, task.receipt, task.failed, task.failed_rejects):
             if file is None or is_stream(file):
                 continue
             real = os.path.realpath(file)

@@ -113,7 +113,8 @@ class ParquetReader:
                 raw=batch.to_struct_array(),
                 rows=np.arange(first, first + count, dtype=np.int64),
                 lines=None,
-                weight=np.full(count, self._row_bytes, np.int64),
+                # Of decoded values: dictionaries make long texts that repeat weigh nothing.
+                weight=np.full(count, max(1, batch.nbytes // max(1, count)), np.int64),
             )
             first += count
 

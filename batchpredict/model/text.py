@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from tokenizers import Encoding, Tokenizer
 
 from batchpredict.errors import ConfigInvalid
-from batchpredict.model.columns import flags, is_json, is_text, json_values, plain, shown
+from batchpredict.model.columns import flags, is_json, is_text, json_values, plain
 from batchpredict.model.contracts import Fault, Feeds, Prepared, Tensor
 from batchpredict.model.manifest import Template
 from batchpredict.model.package import ModelPackage
@@ -190,7 +190,7 @@ def _strings(name: str, column: pa.Array, faults: dict[int, Fault]) -> pa.Array:
         texts = values.texts
         bad = ~values.is_string & flags(texts.is_valid())
         for row in np.flatnonzero(bad).tolist():
-            message = f"column {name!r}: {shown(texts[row].as_py())} is not a string"
+            message = f"column {name!r}: the JSON value {texts[row].as_py()[:40]} is no string"
             faults.setdefault(row, Fault(row, "bad_type", message))
         for row in np.flatnonzero(values.is_broken).tolist():
             message = f"column {name!r}: a lone surrogate is not Unicode text"

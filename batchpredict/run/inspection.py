@@ -36,6 +36,7 @@ def _model_facts(model: LoadedModel, head: TaskHead) -> dict[str, Any]:
         "labels": list(head.labels),
         "activation": head.activation,
         "threshold": head.threshold,
+        "positive_label": head.labels[1] if len(head.labels) == 2 else None,
         "score": "probability" if head.score_is_probability else "decision value",
         "added_columns": {field.name: str(field.type) for field in head.schema},
         "golden_rows": len(package.manifest.golden),

@@ -152,9 +152,7 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
     same = _same_family(task)
     survey = not same and job.keep == "all"
     reader = FORMATS[task.input_format].module.open_reader(source, dialect, survey)
-    # No names at all means no rows (an empty JSON array): a quiet night, not a missing column.
-    complete = reader.complete and len(reader.schema) > 0
-    binding = Binding(reader.schema, complete, dict(job.column))
+    binding = Binding(reader.schema, reader.complete, dict(job.column))
     try:
         scorer = model.scorer(binding)
     except InputInvalid as error:
@@ -163,7 +161,7 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
         raise InputInvalid(f"{task.input}: {error}") from error
     kept = _kept(job, reader, same, task)
     added = scorer.head.schema
-    _check_clash(added, reader.schema.names if job.keep == "all" else kept)
+    _check_clash(task.input, added, reader.schema.names if job.keep == "all" else kept)
     carry: Carry = "value" if not same else "record" if job.keep == "all" else "cell"
     fields = [_field(reader, name) for name in kept]
     columns = tuple(dict.fromkeys(scorer.encoder.columns))
@@ -208,18 +206,19 @@ def _kept(job: Job, reader: Reader, same: bool, task: Task) -> list[str]:
         if name in reader.schema.names:
             continue
         near = difflib.get_close_matches(name, reader.schema.names, 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"there are {reader.schema.names}"
+        columns = ", ".join(reader.schema.names)
+        advice = f"did you mean {near[0]!r}?" if near else f"it has: {columns}"
         if reader.complete:
             raise UsageError(f"--keep: {task.input} has no column {name!r}; {advice}")
         logger.warning("--keep: no column %r in the first rows of %s; %s", name, task.input, advice)
     return list(job.keep)
 
 
-def _check_clash(added: pa.Schema, names: list[str]) -> None:
+def _check_clash(file: str, added: pa.Schema, names: list[str]) -> None:
     for name in added.names:
         if name in names:
             raise UsageError(
-                f"the input has a column {name!r} already; pass --prefix (for example "
+                f"{file}: has a column {name!r} already; pass --prefix (for example "
                 "--prefix=model_) to name the added columns otherwise"
             )
     if len(set(added.names)) != len(added.names):

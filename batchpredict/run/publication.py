@@ -95,25 +95,29 @@ class Publication:
         return receipt
 
     def fail(self, error: BaseException, counts: Counts) -> None:
-        """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's."""
-        if self._task.failed is None or not Path(self._task.failed).absolute().parent.is_dir():
-            return
+        """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's.
+
+        Where the output is a stream, a receipt or rejects file that was named is left.
+        """
+        target = self._task.failed or self._task.receipt
+        if target is None or Path(target).absolute().parent.is_dir():
+            try:
+                self._write_failure(error, counts, target)
+            except BatchPredictError as second:
+                if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
+                    logger.warning("what failed could not be written down: %s", second)
+
+    def _write_failure(self, error: BaseException, counts: Counts, target: str | None) -> None:
         receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
-        path = self._task.failed_rejects
-        try:
-            rejects = self.rejects.finish()
-            if rejects:
-                self.rejects.publish(path)
-                summary = replace(
-                    receipt.rejects, path=path, size=rejects.size, sha256=rejects.sha256
-                )
-                receipt = replace(receipt, rejects=summary)
-            else:
-                _remove_stale(path)
-            write_durably(Path(self._task.failed), receipt.to_json())
-        except BatchPredictError as second:
-            if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
-                logger.warning("what failed could not be written down: %s", second)
+        rejects = self.rejects.finish()
+        if rejects:
+            path = self.rejects.publish(self._task.failed_rejects)
+            summary = replace(receipt.rejects, path=path, size=rejects.size, sha256=rejects.sha256)
+            receipt = replace(receipt, rejects=summary)
+        else:
+            _remove_stale(self._task.failed_rejects)
+        if target:
+            write_durably(Path(target), receipt.to_json())
 
     def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
         ended = now()

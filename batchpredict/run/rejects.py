@@ -63,6 +63,7 @@ class RejectsFile:
         self._file = file
         self._path = path
         self._draft: Draft | None = None
+        self._published: str | None = None
         self.counts: Counter[str] = Counter()
 
     def add(self, rejects: Iterable[Reject]) -> None:
@@ -81,10 +82,12 @@ class RejectsFile:
         """Make the file durable; None where there were no rejects."""
         return self._draft.finish() if self._draft else None
 
-    def publish(self, name: str | None = None) -> None:
-        """Give the finished file its name, or `name`."""
-        if self._draft:
+    def publish(self, name: str | None = None) -> str | None:
+        """Give the finished file its name, or `name`; returns the one it has."""
+        if self._draft and self._published is None:
             self._draft.publish(name)
+            self._published = name or self._path
+        return self._published
 
     def abandon(self) -> None:
         """Leave nothing behind; harmless after `publish`."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource, check_creatable
+from batchpredict.data.locations import LocalSource, check_creatable, unpublished
 from batchpredict.data.naming import Task, tasks_of
 from batchpredict.data.records import Reader, Records, Reject, take
 from batchpredict.errors import InputInvalid, InputMissing
@@ -60,30 +60,32 @@ def run(job: Job, watch: Watch) -> Outcome:
     _check_creatable(tasks, job)
     model = load_model(job)
     receipts: list[Receipt] = []
-    errors: list[InputInvalid | InputMissing] = list(missing)
+    codes: list[int] = []
+    for lost in missing:
+        logger.error("%s", lost)
+        codes.append(lost.exit_code)
     for task in tasks:
         try:
             receipts.append(run_task(task, job, model, watch))
         except (InputInvalid, InputMissing) as error:
-            errors.append(error)
-            if len(tasks) + len(missing) > 1:
-                logger.error("%s", error)
-    if len(tasks) + len(missing) == 1 and errors:
-        raise errors[0]
-    for lost in missing:
-        logger.error("%s", lost)
-    codes = [receipt.exit_code for receipt in receipts] + [error.exit_code for error in errors]
-    return Outcome(tuple(receipts), max(codes))
+            if len(tasks) + len(missing) == 1:
+                raise
+            # Only its code is kept: its traceback holds the whole run of this input in memory.
+            logger.error("%s", error)
+            codes.append(error.exit_code)
+    return Outcome(tuple(receipts), max([*codes, *(receipt.exit_code for receipt in receipts)]))
 
 
 def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
     """Whatever is to be written, checked before any work."""
     for task in tasks:
         check_creatable(task.output, job.output_dir, "--output_file or --output_dir")
-        if job.rejects_file and task.rejects:
-            check_creatable(task.rejects, None, "--rejects_file")
-        if job.receipt_file and task.receipt:
-            check_creatable(task.receipt, None, "--receipt_file")
+        if task.rejects:
+            below = None if job.rejects_file else job.output_dir
+            check_creatable(task.rejects, below, "--rejects_file")
+        if task.receipt:
+            below = None if job.receipt_file else job.output_dir
+            check_creatable(task.receipt, below, "--receipt_file")
 
 
 def rehearse(job: Job) -> tuple[str, ...]:
@@ -264,5 +266,5 @@ class _Tally:
             where = self._task.failed_rejects or "the rejects"
             raise InputInvalid(
                 f"{self._task.input}: {self._rejects} of {self.counts.read} rows rejected, more "
-                f"than --max_rejects={allowed}; nothing was published, see {where}"
+                f"than --max_rejects={allowed}; {unpublished(self._task.output)}, see {where}"
             )

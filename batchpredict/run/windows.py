@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchpredict.data.records import Records
+from batchpredict.data.records import Records, Reject
 
 _JSON = pa.json_(pa.string())
 
@@ -33,7 +33,7 @@ def windows(
             pieces.append(piece)
             total += count
             filled += count
-            weight += int(piece.weight.sum())
+            weight += int(piece.weight.sum() + _weights(piece.rejects).sum())
             if filled == rows or weight >= size:
                 yield _joined(pieces)
                 pieces, filled, weight = [], 0, 0
@@ -47,7 +47,7 @@ def _pieces(block: Records, rows: int, size: int, begun: tuple[int, int]) -> Ite
     numbers = np.concatenate([block.rows, reject_rows])
     order = np.argsort(numbers)
     numbers = numbers[order]
-    weights = np.concatenate([block.weight, np.zeros(len(reject_rows), np.int64)])[order]
+    weights = np.concatenate([block.weight, _weights(block.rejects)])[order]
     reached = np.cumsum(weights)
     start, (filled, weight) = 0, begun
     while start < len(numbers):
@@ -56,6 +56,17 @@ def _pieces(block: Records, rows: int, size: int, begun: tuple[int, int]) -> Ite
         end = min(start + rows - filled, by_size, len(numbers))
         yield _between(block, reject_rows, int(numbers[start]), int(numbers[end - 1]))
         start, filled, weight = end, 0, 0
+
+
+def _weights(rejects: Sequence[Reject]) -> npt.NDArray[np.int64]:
+    """Bytes of input of each reject; 0 where a format does not hand them on."""
+    return np.array(
+        [
+            len(r.record) if r.length is None and isinstance(r.record, bytes) else r.length or 0
+            for r in rejects
+        ],
+        np.int64,
+    )
 
 
 def _between(block: Records, reject_rows: npt.NDArray[np.int64], first: int, last: int) -> Records:

@@ -1,0 +1,266 @@
+"""Reads CSV and TSV: records keep their bytes, cells are strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from batchpredict.data.csv_cells import as_string, cell_array, slices
+from batchpredict.data.csv_cut import Cut, Flaw, Grammar, cut, next_record
+from batchpredict.data.encoding import DecodedInput, escape_of
+from batchpredict.data.records import (
+    BLOCK_BYTES,
+    Dialect,
+    Records,
+    Reject,
+    Selection,
+    Source,
+)
+from batchpredict.errors import InputInvalid
+
+# The beginning of a record that is too long to be held; the rejects file shows no more of it.
+_HEAD_BYTES = 1 << 16
+# A record that goes on is read in steps that double; blocks are addressed with 32 bits.
+_MOST_READ_BYTES = 64 << 20
+# How gzip, bzip2, xz, zstandard and zip files begin.
+_MAGIC = (b"\x1f\x8b", b"BZh91AY&SY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+
+
+@dataclass
+class _Place:
+    """Where in the input the next block starts: byte (decompressed), physical line, row."""
+
+    offset: int
+    line: int
+    row: int
+
+
+class CsvReader:
+    """An opened CSV file. Obeys Reader.
+
+    `header`: its bytes with line end (empty without a header), as UTF-8. `line_end`: the header's.
+    `encoding`, `bom`: what a writer needs to spell the file as it was.
+    """
+
+    complete = True
+
+    def __init__(self, source: Source, dialect: Dialect) -> None:
+        self._name = source.name
+        self.dialect = dialect
+        self._stream = DecodedInput(source.name, source.open(), dialect.encoding)
+        self.encoding, self.bom = self._stream.encoding, self._stream.bom
+        self._grammar = Grammar(ord(dialect.delimiter), 1, dialect.max_record_bytes)
+        self.header, names, self._rest, self._exhausted = self._read_header()
+        self.line_end = b"\r\n" if self.header.endswith(b"\r\n") else b"\n"
+        self._grammar = Grammar(ord(dialect.delimiter), len(names), dialect.max_record_bytes)
+        self.schema = pa.schema([(name, pa.string()) for name in names])
+        self.notes: Sequence[str] = tuple(self._remarks(names))
+
+    def _read_header(self) -> tuple[bytes, list[str], bytes, bool]:
+        """The header's bytes, the column names, bytes read beyond it, whether those are all."""
+        block, final, position = b"", False, 0
+        while True:
+            undecided = position == len(block)
+            record = None if undecided else next_record(block, position, self._grammar, final)
+            if record and record.blank:
+                position = record.end
+            elif record or final:
+                break
+            else:
+                more = self._stream.read(max(len(block), BLOCK_BYTES))
+                block, final = block + more, not more
+        self._check_encoding(block[: record.end] if record else block)
+        if record is None:
+            raise InputInvalid(f"{self._name}: is empty, not even a header; check the export")
+        if record.flaw:
+            line = 1 + block.count(b"\n", 0, position)
+            raise InputInvalid(
+                f"{self._name}:{line}: the header is malformed: {record.flaw.message}; mend it, "
+                "or check --delimiter"
+            )
+        begins = np.array([position, *(end + 1 for end in record.cell_ends[:-1])], np.int64)
+        cells = cell_array(block, begins, np.array(record.cell_ends, np.int64), unquote=True)
+        if not self.dialect.header:
+            return b"", [str(i + 1) for i in range(len(cells))], block, final
+        names = self._names(cells)
+        return block[: record.end], names, block[record.end :], final
+
+    def _check_encoding(self, header: bytes) -> None:
+        if header.startswith(_MAGIC):
+            raise InputInvalid(
+                f"{self._name}: is compressed; give it the suffix of its compression "
+                "(.gz, .bz2, .xz, .zst), or unpack it"
+            )
+        if b"\0" in header:
+            raise InputInvalid(
+                f"{self._name}:1: the header has NUL bytes; if the file is UTF-16, pass "
+                "--encoding=utf-16-le"
+            )
+
+    def _names(self, cells: pa.BinaryArray) -> list[str]:
+        try:
+            names = cells.cast(pa.string()).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise InputInvalid(
+                f"{self._name}:1: the header is not {self.encoding}; pass --encoding "
+                "(for example latin-1)"
+            ) from error
+        for number, name in enumerate(names, 1):
+            if "\r" in name:
+                raise InputInvalid(
+                    f"{self._name}:1: lines end with a lone CR; convert them, "
+                    "for example with: tr '\\r' '\\n'"
+                )
+            if names.index(name) != number - 1:
+                raise InputInvalid(
+                    f"{self._name}:1: column {name!r} appears twice (columns "
+                    f"{names.index(name) + 1} and {number}); rename one of them"
+                )
+        return list(names)
+
+    def _remarks(self, names: list[str]) -> Iterator[str]:
+        others = [c for c in ",;\t|" if c != self.dialect.delimiter and c in names[0]]
+        if len(names) == 1 and others:
+            yield (
+                f"{self._name}: the only column is named {names[0]!r}; "
+                f"is the delimiter {others[0]!r}? Then pass --delimiter"
+            )
+
+    def records(self, selection: Selection) -> Iterator[Records]:
+        """See Reader.records. Cells are never null; offsets count bytes of UTF-8 text."""
+        place = _Place(len(self.header), 1 + self.header.count(b"\n"), 1)
+        block, final = self._rest, self._exhausted
+        self._rest = b""
+        while True:
+            found = cut(block, self._grammar, final)
+            skipped = self._skip_overlong(block, found) if found.overlong else None
+            yield self._records(block[: found.consumed], found, place, selection, skipped)
+            block = block[found.consumed :] if skipped is None else skipped.rest
+            if final:
+                return
+            more = self._stream.read(min(max(len(block), BLOCK_BYTES), _MOST_READ_BYTES))
+            block, final = block + more, not more
+
+    def _skip_overlong(self, block: bytes, found: Cut) -> _Skipped:
+        """Read up to the LF that ends a record too long to be held."""
+        length = len(block) - found.flaws[-1].start
+        while True:
+            more = self._stream.read(BLOCK_BYTES)
+            end = more.find(b"\n") + 1
+            if end or not more:
+                return _Skipped(length + end, more[end:])
+            length += len(more)
+
+    def _records(
+        self,
+        block: bytes,
+        found: Cut,
+        place: _Place,
+        selection: Selection,
+        skipped: _Skipped | None,
+    ) -> Records:
+        found = _without_invalid_utf8(block, found)
+        begins = np.array([flaw.start for flaw in found.flaws], np.int64)
+        line_feeds = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
+        rank = np.searchsorted(begins, found.starts)
+        rows = place.row + np.arange(len(found.starts)) + rank
+        lines = place.line + np.searchsorted(line_feeds, found.starts)
+        flaw_rows = place.row + np.arange(len(begins)) + np.searchsorted(found.starts, begins)
+        flaw_lines = place.line + np.searchsorted(line_feeds, begins)
+        rejects = [
+            self._reject(block, flaw, int(row), int(line), place.offset)
+            for flaw, row, line in zip(found.flaws, flaw_rows, flaw_lines, strict=True)
+        ]
+        if skipped:
+            rejects[-1] = replace(rejects[-1], length=skipped.length)
+        records = Records(
+            columns=self._columns(block, found, selection.model, "value"),
+            kept=self._columns(block, found, selection.kept, selection.carry),
+            raw=slices(block, found.starts, found.ends),
+            rows=rows,
+            lines=lines,
+            weight=found.ends - found.starts,
+            rejects=tuple(rejects),
+            offsets=found.starts + place.offset,
+        )
+        place.row += len(rows) + len(rejects)
+        place.line += len(line_feeds) + (1 if skipped else 0)
+        place.offset += len(block) if skipped is None else found.flaws[-1].start + skipped.length
+        return records
+
+    def _reject(self, block: bytes, flaw: Flaw, row: int, line: int, offset: int) -> Reject:
+        end = min(flaw.end, flaw.start + _HEAD_BYTES)
+        while flaw.start < end < flaw.end and block[end] & 0xC0 == 0x80:  # inside a character
+            end -= 1
+        record = self._as_came(block[flaw.start : end])
+        length = flaw.end - flaw.start
+        return Reject(row, line, flaw.code, flaw.message, record, offset + flaw.start, length)
+
+    def _columns(
+        self, block: bytes, found: Cut, names: tuple[str, ...], carry: str
+    ) -> pa.RecordBatch:
+        arrays = []
+        for name in names:
+            index = self.schema.get_field_index(name)
+            ends = found.cell_ends[:, index]
+            begins = found.cell_ends[:, index - 1] + 1 if index else found.starts
+            cells = cell_array(block, begins, ends, unquote=carry == "value")
+            arrays.append(as_string(cells) if carry == "value" else cells)
+        struct = (
+            pa.StructArray.from_arrays(arrays, names=list(names))
+            if arrays
+            else (pa.array([{}] * len(found.starts), pa.struct([])))
+        )
+        return pa.RecordBatch.from_struct_array(struct)
+
+    def original(self, raw: pa.Array, index: int) -> bytes:
+        """See Reader.original: the record's bytes without the line end."""
+        return self._as_came(raw[index].as_py())
+
+    def _as_came(self, record: bytes) -> bytes:
+        record = record.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            record.decode()
+        except UnicodeDecodeError:
+            if self.encoding != "utf-8":
+                text = record.decode("utf-8", "surrogatepass")
+                return text.encode(self.encoding, escape_of(self.encoding))
+        return record
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """`length`: bytes of the record that was skipped; `rest`: bytes read beyond it."""
+
+    length: int
+    rest: bytes
+
+
+def _without_invalid_utf8(block: bytes, found: Cut) -> Cut:
+    """Turn rows that are not UTF-8 into flaws."""
+    if _is_utf8(block):
+        return found
+    raw = slices(block, found.starts, found.ends)
+    invalid = np.array([not _is_utf8(record) for record in raw.to_pylist()], bool)
+    flaws = [
+        Flaw(int(start), int(end), "invalid_utf8", "the record is not in the file's encoding")
+        for start, end in zip(found.starts[invalid], found.ends[invalid], strict=True)
+    ]
+    return Cut(
+        found.starts[~invalid],
+        found.ends[~invalid],
+        found.cell_ends[~invalid],
+        tuple(sorted((*found.flaws, *flaws), key=lambda flaw: flaw.start)),
+        found.consumed,
+    )
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

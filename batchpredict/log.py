@@ -1,0 +1,75 @@
+"""Where the log goes: the run's to standard output, warnings and errors to standard error."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from typing import Any
+
+
+class _Log(logging.StreamHandler[Any]):
+    """A log whose reader may go or whose disk may be full: the run goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        to_nowhere(self.stream)
+        if not isinstance(error, BrokenPipeError) and self.stream is not sys.stderr:
+            reason = (error.strerror or "").lower()
+            sys.stderr.write(f"batchpredict: the log cannot be written: {reason}\n")
+
+
+def to_nowhere(stream: Any) -> None:
+    """Drop what a broken stream still holds and will be given, or Python fails on it at exit."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+# C0 and C1 controls and DEL, as repr spells them: a file's or column's name must neither forge a
+# line of the log nor reach the terminal.
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if getattr(record, "lines", False) else text.translate(_CONTROLS)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        import json
+
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def configure_logging(quiet: bool, verbose: bool, log_format: str, to_stderr: bool) -> None:
+    """The log to stdout (to stderr where the data owns stdout), warnings and errors to stderr."""
+    formatter = (
+        _JsonLines()
+        if log_format == "json"
+        else _Text("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not fit the locale's encoding
+            stream.reconfigure(errors="backslashreplace")
+    log = _Log(sys.stderr if to_stderr else sys.stdout)
+    log.addFilter(lambda record: record.levelno < logging.WARNING)
+    warnings = _Log(sys.stderr)
+    warnings.setLevel(logging.WARNING)
+    root = logging.getLogger("batchpredict")
+    root.handlers = [log, warnings]
+    for handler in root.handlers:
+        handler.setFormatter(formatter)
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    root.propagate = False

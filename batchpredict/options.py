@@ -1,0 +1,198 @@
+"""The options of `predict`, each declared once; defaults are the Job's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from batchpredict.job import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
+_FORMATS = click.Choice(["csv", "tsv", "jsonl", "json", "avro", "parquet"])
+# Where a context keeps the job file's name.
+JOB_FILE = "batchpredict.job"
+
+
+class _Lines(click.ParamType[Any]):
+    """A text; an environment variable for a repeatable option holds one a line."""
+
+    name = "text"
+    envvar_list_splitter = "\n"
+
+
+class _Path(_Lines):
+    """A path; the devices' names of standard input and output are other spellings of "-"."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        return "-" if value in ("/dev/stdin", "/dev/stdout") else str(value)
+
+
+class _Names(click.ParamType[Any]):
+    """Column names, separated by commas (quoted as in CSV); a list in a job file."""
+
+    name = "a,b,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, str):
+            import csv
+
+            names = next(csv.reader([value], skipinitialspace=True), [])
+            return tuple(name.strip() for name in names)
+        if not (isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)):
+            self.fail(f"{value!r} is not a list of names", param, ctx)
+        return tuple(value)
+
+
+class _Pairs(_Lines):
+    """INPUT=COLUMN."""
+
+    name = "input=column"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple | list):
+            return (value[0], value[1])
+        name, equals, column = value.partition("=")
+        if not (name and equals and column):
+            self.fail(f"{value!r} is not INPUT=COLUMN", param, ctx)
+        return (name, column)
+
+
+class _Bytes(click.ParamType[Any]):
+    """A number of bytes: 1048576, 512KiB, 16MiB, 1GiB."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        for unit, factor in (("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)):
+            if text.endswith(unit) and text[:-3].strip().isdecimal():
+                return int(text[:-3]) * factor
+        if not text.isdecimal():
+            self.fail(f"{text!r} is not a number of bytes (1048576, 512KiB, 16MiB)", param, ctx)
+        return int(text)
+
+
+def _option(name: str, **attributes: Any) -> Callable[[F], F]:
+    """An option whose environment variable and default follow from its name."""
+    plain = name.split("/")[0]
+    attributes.setdefault("default", _DEFAULTS.get(plain))
+    if attributes["default"] is dataclasses.MISSING or attributes.get("multiple"):
+        attributes.pop("default")
+    declared = "/".join(f"--{part}" for part in name.split("/"))
+    shown = attributes.get("default") not in (None, False, "", ())
+    return click.option(
+        declared,
+        envvar=f"BATCHPREDICT_{plain.upper()}",
+        show_default=shown,
+        **attributes,
+    )
+
+
+def _load_job_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
+    if value:
+        known = {p.name or "" for p in ctx.command.params} - {"job", "help"}
+        from batchpredict.jobfile import read_job_file
+
+        ctx.default_map = read_job_file(value, known)
+        ctx.meta[JOB_FILE] = value
+    return value
+
+
+def _options(*declared: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(declared):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+job_option = click.option(
+    "--job",
+    is_eager=True,
+    expose_value=False,
+    envvar="BATCHPREDICT_JOB",
+    callback=_load_job_file,
+    metavar="FILE",
+    help="TOML file with any of these options; command line and environment beat it.",
+)
+model_option = _option(
+    "model",
+    help="A .onnx file or a model directory; without it, the bundled example.",
+    metavar="PATH",
+)
+input_options = _options(
+    _option("input_format", type=_FORMATS, help="Instead of the one its suffix names."),
+    _option(
+        "column", type=_Pairs(), multiple=True, help="Bind a model input to a column; repeatable."
+    ),
+    _option("delimiter", help="Of CSV; default: a comma, a tab for tsv.", metavar="CHAR"),
+    _option("encoding", help="Of CSV and TSV; a byte order mark overrules it."),
+    _option("no_header", is_flag=True, help="The first line is a row; columns are 1, 2, …"),
+    _option("max_record_bytes", type=_Bytes(), help="Longest record; longer ones are rejected."),
+)
+file_options = _options(
+    _option(
+        "input_file",
+        type=_Path(),
+        multiple=True,
+        metavar="PATH",
+        help="Path, glob, directory, or - for standard input; repeatable.",
+    ),
+    _option(
+        "output_file",
+        type=_Path(),
+        metavar="PATH",
+        help="Where scored rows go; - for standard output.",
+    ),
+    _option("output_dir", metavar="DIR", help="Where the outputs of several inputs go."),
+    _option("output_format", type=_FORMATS, help="Instead of the output's suffix or the input's."),
+    _option("rejects_file", metavar="PATH", help="Instead of OUTPUT.rejects.jsonl."),
+    _option("receipt_file", metavar="PATH", help="Instead of OUTPUT.receipt.json."),
+)
+scoring_options = _options(
+    _option("keep", type=_Names(), help="Input columns in the output: all, none, or a list."),
+    _option("outputs", type=_Names(), help="Further outputs of the graph to add."),
+    _option(
+        "scores",
+        type=click.Choice(["top", "all", "none"]),
+        help="The label's score, one per label, or none.",
+    ),
+    _option("threshold", type=float, help="For binary and multi-label models. [manifest, or 0.5]"),
+    _option("prefix", help="In front of the names of added columns."),
+    _option(
+        "on_error",
+        type=click.Choice(["reject", "null", "fail"]),
+        help="A row that cannot be scored: rejects file, empty prediction, or end of the run.",
+    ),
+    _option("max_rejects", help="Rows (100) or share (5%) beyond which nothing is published."),
+    _option("limit", type=int, help="Only the first N rows.", metavar="N"),
+    _option("dry_run", is_flag=True, help="Every check, but no scoring and no writing."),
+)
+engine_options = _options(
+    _option("batch_rows", type=int, help="Most rows in one run of the session."),
+    _option("batch_tokens", type=int, help="Most padded tokens in one run of the session."),
+    _option("workers", type=int, help="Callers of the session side by side. [effective cores]"),
+    _option("provider", type=click.Choice(["cpu"]), help="Execution provider."),
+)
+logging_options = _options(
+    _option("progress/no_progress", default=None, help="A bar; default: on a terminal only."),
+    _option("quiet", is_flag=True, default=False, help="Only warnings and errors."),
+    _option("verbose", is_flag=True, default=False, help="More detail in the log."),
+    _option("log_format", type=click.Choice(["text", "json"]), default="text"),
+)
