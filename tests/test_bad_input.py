@@ -346,8 +346,8 @@ def test_several_inputs_of_which_some_are_bad(tmp_path: Path, text_model: Path) 
     assert done.returncode == 66
     lines = done.stderr.decode().splitlines()
     assert [word for line in lines for word in ("b.csv:", "gone.csv:") if word in line] == [
-        "b.csv:",
         "gone.csv:",
+        "b.csv:",
     ]
     for name in ("a", "c"):
         assert receipt(tmp_path / f"{name}.scored.csv.receipt.json")["counts"]["scored"] == 11

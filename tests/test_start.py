@@ -1,0 +1,55 @@
+"""Help is quick, because nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = (
+    "boto3", "botocore", "fastavro", "numpy", "onnxruntime", "pandas", "pyarrow", "tokenizers",
+    "tqdm",
+)  # fmt: skip
+ROUNDS = 11
+
+
+def seconds(*arguments: str) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def test_help_takes_less_than_half_again_of_importing_click() -> None:
+    """Turn by turn, so that what slows the machine slows both."""
+    program, click = ("-P", "-m", "batchpredict", "--help"), ("-c", "import click")
+    for arguments in (program, click):  # both compiled and in the page cache
+        seconds(*arguments)
+    rounds = [(seconds(*program), seconds(*click)) for _ in range(ROUNDS)]
+    ours = statistics.median(one for one, _ in rounds)
+    theirs = statistics.median(other for _, other in rounds)
+    ratio = statistics.median(one / other for one, other in rounds)
+    print(f"--help {ours:.3f} s, import click {theirs:.3f} s, {ratio:.2f} times")
+    assert min(ratio, ours / theirs) < 1.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["predict", "--help"], ["inspect", "--help"]]
+)
+def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from batchpredict.cli import main\n"
+        f"code = main({arguments!r})\n"
+        f"heavy = set({HEAVY!r}) & {{name.split('.')[0] for name in sys.modules}}\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
