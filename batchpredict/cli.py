@@ -5,12 +5,9 @@ What `--help` does not need is imported where it is used.
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +23,6 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.log import configure_logging, to_nowhere
 from batchpredict.options import (
     JOB_FILE,
     engine_options,
@@ -37,8 +33,6 @@ from batchpredict.options import (
     model_option,
     scoring_options,
 )
-
-logger = logging.getLogger("batchpredict")
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -92,6 +86,8 @@ def predict(
     progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
 ) -> int:
     """Score every row of one or more files."""
+    from batchpredict.log import configure_logging, logger
+
     data_on_stdout = options["output_file"] == "-" or (
         "-" in options["input_file"] and not options["output_file"]
     )
@@ -127,6 +123,8 @@ def predict(
 
 def _job(options: dict[str, Any]) -> Job:
     """The job that the merged options describe."""
+    from batchpredict.log import logger
+
     options["keep"] = _all_or_none(options["keep"])
     if options["delimiter"] in ("tab", "\\t"):
         options["delimiter"] = "\t"
@@ -153,6 +151,8 @@ def _all_or_none(keep: tuple[str, ...] | str) -> tuple[str, ...] | str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def inspect(model: str, file: str | None, as_json: bool, **options: Any) -> int:
     """What MODEL expects and gives, and how the columns of FILE bind to it."""
+    from batchpredict.log import configure_logging
+
     configure_logging(quiet=True, verbose=False, log_format="text", to_stderr=True)
     options["delimiter"] = "\t" if options["delimiter"] in ("tab", "\\t") else options["delimiter"]
     options["column"] = tuple(options["column"])
@@ -189,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
+        from batchpredict.log import to_nowhere
+
         to_nowhere(sys.stdout)
         _say("error: the reader of standard output has gone; not everything was printed")
         return OutputWriteFailed.exit_code
@@ -199,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("terminated; what was not finished is not published, run it again")
         return error.exit_code
     except Exception:  # noqa: BLE001 - the last resort, reported in full
+        import platform
+        import traceback
+
         _say(
             f"this is a bug in batchpredict {__version__} (Python {platform.python_version()}, "
             f"{platform.platform()}); please report it with:\n{traceback.format_exc()}",
@@ -243,8 +248,11 @@ def _place_of(error: click.ClickException) -> str:
 
 
 def _say(text: str, *, lines: bool = False) -> None:
-    """Report an error, in one line unless `lines`."""
-    if logger.handlers:
-        logger.error("%s", text.removeprefix("error: "), extra={"lines": lines})
-    else:
-        sys.stderr.write(f"batchpredict: {text}\n")
+    """Report an error, in one line unless `lines`; in the log where there is one already."""
+    if "batchpredict.log" in sys.modules:
+        from batchpredict.log import logger
+
+        if logger.handlers:
+            logger.error("%s", text.removeprefix("error: "), extra={"lines": lines})
+            return
+    sys.stderr.write(f"batchpredict: {text}\n")

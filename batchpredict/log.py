@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+logger = logging.getLogger("batchpredict")
+
 
 class _Log(logging.StreamHandler[Any]):
     """A log whose reader may go or whose disk may be full: the run goes on without it."""
@@ -67,9 +69,8 @@ def configure_logging(quiet: bool, verbose: bool, log_format: str, to_stderr: bo
     log.addFilter(lambda record: record.levelno < logging.WARNING)
     warnings = _Log(sys.stderr)
     warnings.setLevel(logging.WARNING)
-    root = logging.getLogger("batchpredict")
-    root.handlers = [log, warnings]
-    for handler in root.handlers:
+    logger.handlers = [log, warnings]
+    for handler in logger.handlers:
         handler.setFormatter(formatter)
-    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    root.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False

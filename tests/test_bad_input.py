@@ -21,7 +21,7 @@ from pathlib import Path
 import fastavro
 import pytest
 
-from batchpredict import cli
+from batchpredict import cli, log
 from tests import models
 from tests.commands import half_written, receipt, run, start
 
@@ -605,7 +605,7 @@ def test_a_bug(
         code = cli.main([f"--input_file={data}", f"--model={text_model}"])
     finally:
         signal.signal(signal.SIGTERM, before)
-        cli.logger.handlers = []
+        log.logger.handlers = []
     assert code == 70
     stderr = capfd.readouterr().err
     assert "this is a bug in batchpredict 0." in stderr

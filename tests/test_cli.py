@@ -20,7 +20,7 @@ from typing import Any
 import click
 import pytest
 
-from batchpredict import __version__, cli
+from batchpredict import __version__, cli, log
 from batchpredict.run import progress
 from batchpredict.run.receipt import Counts
 from tests import models
@@ -51,16 +51,16 @@ def invoke(
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str | Path) -> Done:
-        cli.logger.handlers = []
+        log.logger.handlers = []
         code = cli.main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return Done(code, out, err)
 
     yield call
     signal.signal(signal.SIGTERM, before)
-    cli.logger.handlers = []
-    cli.logger.setLevel(logging.NOTSET)
-    cli.logger.propagate = True
+    log.logger.handlers = []
+    log.logger.setLevel(logging.NOTSET)
+    log.logger.propagate = True
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +217,9 @@ def test_json_log(invoke: Invoke, model: Path, data: Path) -> None:
     arguments = (f"--input_file={data}", f"--model={model}", "--log_format=json")
     done = invoke(*arguments, "--max_rejects=1")
     assert done.code == 3
-    log = [json.loads(line) for line in done.out.splitlines()]
-    assert [entry["level"] for entry in log] == ["info"] * 3
-    assert any("4 rows, 3 scored" in entry["message"] for entry in log)
+    entries = [json.loads(line) for line in done.out.splitlines()]
+    assert [entry["level"] for entry in entries] == ["info"] * 3
+    assert any("4 rows, 3 scored" in entry["message"] for entry in entries)
     (warning,) = [json.loads(line) for line in done.err.splitlines()]
     assert warning["level"] == "warning"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", warning["time"])

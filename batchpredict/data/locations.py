@@ -333,12 +333,12 @@ class Draft:
 def remove_abandoned(final: Path) -> None:
     """Remove drafts whose writer was killed: the kernel has released their lock."""
     for part in final.parent.glob(f".{glob.escape(final.name)}.????????.part"):
-        with part.open("rb") as file:
-            try:
+        try:
+            with part.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            part.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):  # still being written; published just now
+            continue
 
 
 def is_stream(name: str) -> bool:
