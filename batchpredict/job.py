@@ -88,8 +88,9 @@ class Job:
             )
         for name in ("max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit"):
             value = getattr(self, name)
-            if value is not None and value < (0 if name == "limit" else 1):
-                raise UsageError(f"--{name}={value}: must be positive")
+            least = 0 if name == "limit" else 1
+            if value is not None and value < least:
+                raise UsageError(f"--{name}={value}: must be {least} or more")
         if self.max_record_bytes > 1 << 30:
             raise UsageError(f"--max_record_bytes={self.max_record_bytes}: at most 1 GiB")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:

@@ -160,6 +160,14 @@ def test_a_receipt_that_cannot_be_written_is_told_before_any_work(
     assert files_in(tmp_path) == ["data.csv"]
 
 
+def test_a_run_ends_at_the_reject_that_is_one_too_many(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "data.csv").write_text("x,y\n1,2\n" + "3\n" * 50)
+    done = run("--input_file=data.csv", "--max_rejects=4", f"--model={model}", cwd=tmp_path)
+    assert done.returncode == 65
+    kept = (tmp_path / "data.scored.csv.failed.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in kept] == [2, 3, 4, 5, 6]
+
+
 def close_all(descriptors: tuple[int, ...]) -> None:
     for number in descriptors:
         os.close(number)

@@ -242,8 +242,10 @@ class _Tally:
 
     def add(self, settled: _Settled, rejects: RejectsFile) -> None:
         """Count a window, write down its rejects, stop where they are too many already."""
-        rejects.add(settled.rejects)
-        self._rejects += len(settled.rejects)
+        most = self._budget.rows
+        written = settled.rejects if most is None else settled.rejects[: most + 1 - self._rejects]
+        rejects.add(written)
+        self._rejects += len(written)
         counts = self.counts
         self.counts = Counts(
             read=counts.read + settled.read,
