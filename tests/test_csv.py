@@ -152,6 +152,13 @@ def test_a_single_empty_cell_is_not_written_as_a_blank_line() -> None:
     )
 
 
+def test_a_single_cell_of_two_quotes_is_told_from_an_empty_one() -> None:
+    result = written(b"a\n1\n2\n", Dialect(), added=[("p", ['""', ""])], carry="cell")
+    assert result == b'p\n""""""\n""\n'
+    found = read(result, Dialect(), model=("p",))
+    assert model_rows(found) == [('""',), ("",)]
+
+
 def test_without_a_header_columns_are_numbered_and_none_is_written() -> None:
     dialect = Dialect(header=False)
     found = read(b"a,b\nc,d\n", dialect, model=("2",))

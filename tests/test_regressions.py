@@ -168,6 +168,21 @@ def test_a_run_ends_at_the_reject_that_is_one_too_many(tmp_path: Path, model: Pa
     assert [json.loads(line)["row"] for line in kept] == [2, 3, 4, 5, 6]
 
 
+def test_golden_rows_of_a_multi_label_model(tmp_path: Path) -> None:
+    for expected, code in ((["a", "c"], 0), (["a", "b"], 78), ([], 78)):
+        golden = f"[[golden]]\nrow = {{ x = 3, y = -3, z = 2 }}\nprediction = {expected}\n"
+        declared = 'task = "multi_label"\nlabels = ["a", "b", "c"]\n'
+        columns = '[inputs.features]\ncolumns = ["x", "y", "z"]\n'
+        model = models.write(
+            tmp_path / f"model{len(expected)}{code}",
+            models.logits_graph(3),
+            manifest=declared + columns + golden,
+        )
+        (tmp_path / "data.csv").write_text("x,y,z\n1,-1,-2\n")
+        done = run("--input_file=data.csv", f"--model={model}", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+
+
 def close_all(descriptors: tuple[int, ...]) -> None:
     for number in descriptors:
         os.close(number)

@@ -184,7 +184,11 @@ def _text(array: pa.BinaryArray) -> Decoded:
     try:
         return Decoded(array.cast(pa.string()), {})
     except pa.ArrowInvalid:
-        pass
+        return _text_by_row(array)
+
+
+def _text_by_row(array: pa.BinaryArray) -> Decoded:
+    """Some of the texts are not UTF-8: which, and the others."""
     texts: list[str | None] = []
     faults = {}
     for index, value in enumerate(array.to_pylist()):

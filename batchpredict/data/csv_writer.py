@@ -64,11 +64,9 @@ class CsvWriter:
     def _quote(self, text: pa.StringArray) -> pa.BinaryArray:
         """Cells as they are spelled: quotes only where needed, null as the empty cell."""
         cells = pc.fill_null(text, "").cast(pa.binary())
+        needed = _needs_quotes(cells, self._delimiter)
         if self._alone:  # an empty line would be no row
-            cells = pc.if_else(pc.equal(pc.binary_length(cells), 0), b'""', cells)
-            needed = pc.and_(_needs_quotes(cells, self._delimiter), pc.not_equal(cells, b'""'))
-        else:
-            needed = _needs_quotes(cells, self._delimiter)
+            needed = pc.or_(needed, pc.equal(pc.binary_length(cells), 0))
         if not pc.any(needed).as_py():
             return cells
         quote = pa.scalar(b'"', pa.binary())

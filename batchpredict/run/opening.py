@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from batchpredict.data import conversion
@@ -120,14 +120,22 @@ def _golden_difference(golden: Golden, found: dict[str, object]) -> str | None:
         value = found.get(name)
         if expected is None:
             continue
-        equal = (
-            bool(np.allclose(np.asarray(value, float), expected, rtol=1e-4, atol=_GOLDEN_TOLERANCE))
-            if isinstance(expected, float | int) and isinstance(value, float | int)
-            else value == expected
-        )
-        if not equal:
+        if not _agree(value, expected):
             return f"{name} is {value!r} instead of {expected!r}"
     return None
+
+
+def _agree(found: object, expected: object) -> bool:
+    """Numbers within the tolerance, texts equal; lists of labels or numbers one by one."""
+    if isinstance(expected, tuple):
+        return (
+            isinstance(found, list)
+            and len(found) == len(expected)
+            and all(map(_agree, found, expected))
+        )
+    if isinstance(expected, float | int) and isinstance(found, float | int):
+        return math.isclose(found, expected, rel_tol=_GOLDEN_TOLERANCE, abs_tol=_GOLDEN_TOLERANCE)
+    return found == expected
 
 
 def _golden_error(model: LoadedModel, index: int, message: str) -> ConfigInvalid:

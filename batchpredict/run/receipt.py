@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,6 @@ class Receipt:
     rows_per_second: float
     peak_memory_bytes: int
     message: str | None = None
-    warnings: tuple[str, ...] = field(default=())
 
     def to_json(self) -> bytes:
         """The file's content; `receipt` is the version of this layout."""
