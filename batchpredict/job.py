@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 # Most rows in one run of the session where `batch_rows` is not given.
 TEXT_BATCH_ROWS = 64
 TABULAR_BATCH_ROWS = 4096
+# Most padded tokens in one run of a text model where `batch_tokens` is not given.
+BATCH_TOKENS = 512
 # A window is the rows that are sorted, cut into batches and put back in order together.
 WINDOW_ROWS = 16384
 WINDOW_BYTES = 16 << 20
 
+_COUNTS = (
+    "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit"
+)  # fmt: skip
+
 Scores = Literal["top", "all", "none"]
 OnError = Literal["reject", "null", "fail"]
+Provider = Literal["cpu", "openvino"]
+Precision = Literal["model", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Job:
     """What to score, with what, how, and where the result goes. Raises UsageError.
 
     `keep`: "all", "none", or columns. `column`: (model input, column) pairs. `workers`: None
-    takes the effective cores. `batch_rows`: None takes TEXT_ or TABULAR_BATCH_ROWS.
+    takes the effective cores. `batch_rows`, `batch_tokens`: None takes what `tune` has found, else
+    TEXT_ or TABULAR_BATCH_ROWS and BATCH_TOKENS. `memory_limit`: bytes.
     """
 
     input_file: tuple[str, ...]
@@ -60,9 +69,12 @@ class Job:
     scores: Scores = "top"
     threshold: float | None = None
     batch_rows: int | None = None
-    batch_tokens: int = 512
+    batch_tokens: int | None = None
     workers: int | None = None
-    provider: Literal["cpu"] = "cpu"
+    no_tuning: bool = False
+    memory_limit: int | None = None
+    provider: Provider = "cpu"
+    precision: Precision = "model"
     on_error: OnError = "reject"
     max_rejects: str = "10%"
     limit: int | None = None
@@ -86,13 +98,15 @@ class Job:
                 f"--delimiter={self.delimiter!r}: must be one ASCII character, not a quote or a "
                 "line end; for tabs use --input_format=tsv or --delimiter=tab"
             )
-        for name in ("max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit"):
+        for name in _COUNTS:
             value = getattr(self, name)
             least = 0 if name == "limit" else 1
             if value is not None and value < least:
                 raise UsageError(f"--{name}={value}: must be {least} or more")
         if self.max_record_bytes > 1 << 30:
             raise UsageError(f"--max_record_bytes={self.max_record_bytes}: at most 1 GiB")
+        if self.precision == "int8" and self.provider == "openvino":
+            raise UsageError("--precision=int8 runs on --provider=cpu only; leave --provider out")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise UsageError(f"--threshold={self.threshold}: must be between 0 and 1")
 

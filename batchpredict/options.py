@@ -188,7 +188,14 @@ engine_options = _options(
     _option("batch_rows", type=int, help="Most rows in one run of the session."),
     _option("batch_tokens", type=int, help="Most padded tokens in one run of the session."),
     _option("workers", type=int, help="Callers of the session side by side. [effective cores]"),
-    _option("provider", type=click.Choice(["cpu"]), help="Execution provider."),
+    _option("no_tuning", is_flag=True, help="Ignore what `tune` has found for this model."),
+    _option("memory_limit", type=_Bytes(), help="Plan within so much memory, or refuse."),
+    _option("provider", type=click.Choice(["cpu", "openvino"]), help="Execution provider."),
+    _option(
+        "precision",
+        type=click.Choice(["model", "bf16", "int8"]),
+        help="As the file is; bf16 selects openvino; int8 needs the extra [optimize].",
+    ),
 )
 logging_options = _options(
     _option("progress/no_progress", default=None, help="A bar; default: on a terminal only."),

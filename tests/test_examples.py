@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchpredict.job import Job
-from batchpredict.run.opening import load_model
+from batchpredict.run.loading import load_model
 from tests.jobs import EXAMPLES, ROOT, files_in, score
 
 # Read before conftest.py clears the environment for each test.

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from batchpredict.data.records import BLOCK_BYTES
-from batchpredict.run import runner
+from batchpredict.run import planning
 from tests import models
 from tests.jobs import ROOT, files_in, receipt_of, rejects_of, score
 from tests.test_scorer import attention_graph
@@ -42,8 +42,8 @@ def _reads_blocks(module: ModuleType) -> bool:
 def borders(window_rows: int, window_bytes: int, block_bytes: int) -> Iterator[None]:
     """Windows and blocks of other sizes, wherever they are used."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "WINDOW_ROWS", window_rows)
-        patch.setattr(runner, "WINDOW_BYTES", window_bytes)
+        patch.setattr(planning, "WINDOW_ROWS", window_rows)
+        patch.setattr(planning, "WINDOW_BYTES", window_bytes)
         for name, module in list(sys.modules.items()):
             # Readers' blocks; what writers call so shapes bytes and stays.
             if name.startswith("batchpredict.data.") and _reads_blocks(module):
@@ -317,7 +317,7 @@ def test_scores_do_not_depend_on_neighbours(
     assert [(r["prediction"], r["score"]) for r in found] == [wanted[str(i)] for i in picked]
 
 
-TIMES = ("run_id", "started", "ended", "stages", "rows_per_second", "peak_memory_bytes")
+TIMES = ("run_id", "started", "ended", "stages", "cpu_seconds", "rows_per_second", "peak_memory_bytes")
 
 
 @pytest.mark.parametrize("kind", ["csv.gz", "jsonl", "json", "avro", "parquet"])

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from batchpredict.data.locations import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
-from batchpredict.run import runner
+from batchpredict.run import planning, runner
 from batchpredict.run.receipt import Counts
 from tests import models
 from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
@@ -172,7 +172,7 @@ def told(tmp_path: Path, model: Path, source: Path, **options: Any) -> list[int]
 def test_a_share_ends_the_run_early_but_not_before_a_thousand_rows(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "WINDOW_ROWS", 100)
+    monkeypatch.setattr(planning, "WINDOW_ROWS", 100)
     source = written(tmp_path / "in.csv", ["77", "1", "1", "1"] * 1000)
     assert told(tmp_path, model, source) == [100 * n for n in range(1, 10)]
 
@@ -180,7 +180,7 @@ def test_a_share_ends_the_run_early_but_not_before_a_thousand_rows(
 def test_a_number_ends_the_run_in_its_window(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "WINDOW_ROWS", 10)
+    monkeypatch.setattr(planning, "WINDOW_ROWS", 10)
     source = written(tmp_path / "in.csv", (["1"] * 9 + ["77"]) * 50)
     assert told(tmp_path, model, source, max_rejects="3") == [10, 20, 30]
 
@@ -189,7 +189,7 @@ def test_rows_keep_their_order_through_windows_batches_and_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = models.write_text_model(tmp_path / "words")
-    monkeypatch.setattr(runner, "WINDOW_ROWS", 50)
+    monkeypatch.setattr(planning, "WINDOW_ROWS", 50)
     lengths = np.random.default_rng(2).integers(1, 40, 300).tolist()
     texts = [
         " ".join([("good", "bad")[number % 2]] * length) for number, length in enumerate(lengths)

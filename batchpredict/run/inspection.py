@@ -11,7 +11,8 @@ from batchpredict.data.naming import tasks_of
 from batchpredict.job import Job
 from batchpredict.model.contracts import Tensor
 from batchpredict.model.outputs import TaskHead, resolve_head
-from batchpredict.run.opening import LoadedModel, load_model, open_task
+from batchpredict.run.loading import LoadedModel, load_model
+from batchpredict.run.opening import open_task
 
 
 def inspect(job: Job, file: str | None) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Load a model; open a task: everything that can be checked before the first row is scored."""
+"""Open a task: everything that can be checked of an input before its first row is scored."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
-import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,33 +15,16 @@ from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import LocalSource
 from batchpredict.data.naming import Task
 from batchpredict.data.records import Carry, Dialect, Layout, Reader, Selection
-from batchpredict.errors import BatchPredictError, ConfigInvalid, InputInvalid, UsageError
-from batchpredict.job import TABULAR_BATCH_ROWS, TEXT_BATCH_ROWS, Job, effective_cores
-from batchpredict.model.manifest import Golden
-from batchpredict.model.outputs import HeadOptions
-from batchpredict.model.package import ModelPackage, read_package
-from batchpredict.model.session import Session, open_session
-from batchpredict.run.scorer import Binding, Scorer, Tuning
+from batchpredict.errors import BatchPredictError, InputInvalid, UsageError
+from batchpredict.job import Job
+from batchpredict.run.loading import LoadedModel
+from batchpredict.run.scorer import Binding, Scorer
+from batchpredict.run.windows import windows
 
 logger = logging.getLogger(__name__)
 
-# Golden scores are written with six decimals and may come from another kind of CPU.
-_GOLDEN_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory, shared by all inputs of a job. `workers`: callers side by side."""
-
-    package: ModelPackage
-    session: Session
-    options: HeadOptions
-    tuning: Tuning
-    workers: int
-
-    def scorer(self, binding: Binding) -> Scorer:
-        """A Scorer for one input's columns. Raises BatchPredictError where they do not fit."""
-        return Scorer(self.package, binding, self.options, self.tuning, self.session)
+# Of input, at most, that `first_rows` reads.
+_FIRST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -57,94 +39,6 @@ class Opened:
     remarks: tuple[str, ...]
 
 
-def load_model(job: Job) -> LoadedModel:
-    """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid."""
-    package = read_package(job.model)
-    session = open_session(package)
-    rows = job.batch_rows or (TEXT_BATCH_ROWS if _reads_text(session) else TABULAR_BATCH_ROWS)
-    model = LoadedModel(
-        package,
-        session,
-        HeadOptions(job.scores, job.threshold, job.outputs, job.prefix),
-        Tuning(rows, job.batch_tokens),
-        job.workers or effective_cores(),
-    )
-    _check_golden(model)
-    return model
-
-
-def _reads_text(session: Session) -> bool:
-    """Whether a row costs megabytes rather than bytes in the graph.
-
-    Token ids do; so does a lone string: a TF-IDF graph holds a dense count per n-gram and row.
-    """
-    names = [tensor.name for tensor in session.inputs]
-    return "input_ids" in names or [t.dtype for t in session.inputs] == ["string"]
-
-
-def _check_golden(model: LoadedModel) -> None:
-    """Score the manifest's golden rows as any others and compare."""
-    golden = model.package.manifest.golden
-    if not golden:
-        return
-    names = {name: None for entry in golden for name in entry.row}
-    names |= {tensor.name: None for tensor in model.session.inputs}
-    json_type = pa.json_(pa.string())
-    columns = pa.RecordBatch.from_pydict(
-        {
-            name: pa.ExtensionArray.from_storage(
-                json_type,
-                pa.array(
-                    [json.dumps(e.row[name]) if name in e.row else None for e in golden],
-                    pa.string(),
-                ),
-            )
-            for name in names
-        }
-    )
-    options = HeadOptions("top", None, (), "")
-    offered = pa.schema([(name, pa.string()) for name in names])
-    scorer = Scorer(model.package, Binding(offered), options, model.tuning, model.session)
-    scored = scorer.score(columns)
-    if scored.faults:
-        fault = scored.faults[0]
-        raise _golden_error(model, fault.index, fault.message)
-    for number, (entry, found) in enumerate(zip(golden, scored.added.to_pylist(), strict=True)):
-        wrong = _golden_difference(entry, found)
-        if wrong:
-            raise _golden_error(model, number, wrong)
-
-
-def _golden_difference(golden: Golden, found: dict[str, object]) -> str | None:
-    for name, expected in (("prediction", golden.prediction), ("score", golden.score)):
-        value = found.get(name)
-        if expected is None:
-            continue
-        if not _agree(value, expected):
-            return f"{name} is {value!r} instead of {expected!r}"
-    return None
-
-
-def _agree(found: object, expected: object) -> bool:
-    """Numbers within the tolerance, texts equal; lists of labels or numbers one by one."""
-    if isinstance(expected, tuple):
-        return (
-            isinstance(found, list)
-            and len(found) == len(expected)
-            and all(map(_agree, found, expected))
-        )
-    if isinstance(expected, float | int) and isinstance(found, float | int):
-        return math.isclose(found, expected, rel_tol=_GOLDEN_TOLERANCE, abs_tol=_GOLDEN_TOLERANCE)
-    return found == expected
-
-
-def _golden_error(model: LoadedModel, index: int, message: str) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"{model.package.directory}/batchpredict.toml: golden row {index + 1}: {message}; the "
-        "model or this machine's runtime is not what the row was made with"
-    )
-
-
 def open_task(task: Task, job: Job, model: LoadedModel) -> Opened:
     """Open the input, bind its columns, decide how rows travel. Raises BatchPredictError."""
     source = LocalSource(task.input)
@@ -153,6 +47,15 @@ def open_task(task: Task, job: Job, model: LoadedModel) -> Opened:
     except BaseException:
         source.close()
         raise
+
+
+def first_rows(task: Task, job: Job, model: LoadedModel, rows: int) -> pa.RecordBatch:
+    """What the model reads of the first `rows` rows that can be read. Raises BatchPredictError."""
+    opened = open_task(task, job, model)
+    with closing(opened.source):
+        blocks = opened.reader.records(opened.selection)
+        first = next(windows(blocks, rows, _FIRST_BYTES, None), None)
+    return pa.record_batch({}) if first is None else first.columns
 
 
 def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Opened:

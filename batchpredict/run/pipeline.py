@@ -19,9 +19,13 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class StageTimes:
-    """Seconds each stage worked, summed over its threads; waiting is not counted."""
+    """Seconds each stage worked, summed over its threads; waiting is not counted.
+
+    `cpu_seconds`: of them, those the stage's own threads had a core.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    cpu_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _begin: float = field(default_factory=time.perf_counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -32,13 +36,14 @@ class StageTimes:
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
         """Add the time spent inside to `stage`."""
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - begin
+            elapsed, used = time.perf_counter() - begin, time.thread_time() - cpu
             with self._lock:
                 self.seconds[stage] += elapsed
+                self.cpu_seconds[stage] += used
 
     def each(self, stage: str, items: Iterator[T]) -> Generator[T]:
         """`items`, the time it takes to get each added to `stage`."""

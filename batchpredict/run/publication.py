@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +29,8 @@ from batchpredict.errors import (
     OutputWriteFailed,
     Terminated,
 )
-from batchpredict.job import WINDOW_BYTES, WINDOW_ROWS, Job
-from batchpredict.run.opening import LoadedModel
+from batchpredict.job import Job
+from batchpredict.run.loading import LoadedModel
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.receipt import (
     Counts,
@@ -87,7 +89,8 @@ class Publication:
                 _remove_stale(self._task.rejects)
             if self._draft:
                 self._draft.publish()
-        receipt = replace(receipt, stages=_rounded(self._times))
+        times = self._times
+        receipt = replace(receipt, stages=_rounded(times.seconds), cpu_seconds=_cpu(times))
         if self._task.receipt:
             write_durably(Path(self._task.receipt), receipt.to_json())
         _remove_stale(self._task.failed)
@@ -121,7 +124,7 @@ class Publication:
 
     def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
         ended = now()
-        package, tuning = self._model.package, self._model.tuning
+        package, plan = self._model.package, asdict(self._model.plan)
         seconds = max(self._times.elapsed(), 1e-9)
         return Receipt(
             run_id=self.run_id,
@@ -148,15 +151,10 @@ class Publication:
                 dict(sorted(self.rejects.counts.items())),
             ),
             options=asdict(self._job),
-            plan=asdict(tuning)
-            | {
-                "workers": self._model.workers,
-                "intra_op_threads": 1,
-                "window_rows": WINDOW_ROWS,
-                "window_bytes": WINDOW_BYTES,
-            },
+            plan=plan.pop("tuning") | plan | {"intra_op_threads": 1},
             counts=counts,
-            stages=_rounded(self._times),
+            stages=_rounded(self._times.seconds),
+            cpu_seconds=_cpu(self._times),
             rows_per_second=round(counts.read / seconds, 3),
             peak_memory_bytes=peak_memory_bytes(),
         )
@@ -190,8 +188,12 @@ def _message_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _rounded(times: StageTimes) -> dict[str, float]:
-    return {stage: round(seconds, 6) for stage, seconds in sorted(times.seconds.items())}
+def _cpu(times: StageTimes) -> dict[str, float]:
+    return _rounded({**times.cpu_seconds, "process": time.process_time()})
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 6) for stage, value in sorted(seconds.items())}
 
 
 def exit_code_of(error: BaseException) -> int:

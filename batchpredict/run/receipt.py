@@ -45,7 +45,10 @@ class RejectsSummary:
 
 @dataclass(frozen=True)
 class Receipt:
-    """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds."""
+    """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds.
+
+    `cpu_seconds`: of each stage's own threads, and of the whole process since its start.
+    """
 
     run_id: str
     started: str
@@ -60,6 +63,7 @@ class Receipt:
     plan: dict[str, Any]
     counts: Counts
     stages: dict[str, float]
+    cpu_seconds: dict[str, float]
     rows_per_second: float
     peak_memory_bytes: int
     message: str | None = None

@@ -21,10 +21,11 @@ from batchpredict.data.locations import LocalSource, check_creatable, unpublishe
 from batchpredict.data.naming import Task, tasks_of
 from batchpredict.data.records import Reader, Records, Reject, take
 from batchpredict.errors import InputInvalid, InputMissing
-from batchpredict.job import WINDOW_BYTES, WINDOW_ROWS, Budget, Job
+from batchpredict.job import Budget, Job
 from batchpredict.model.contracts import Fault, Prepared
 from batchpredict.run.batching import Indices
-from batchpredict.run.opening import LoadedModel, Opened, load_model, open_task
+from batchpredict.run.loading import LoadedModel, load_model
+from batchpredict.run.opening import Opened, open_task
 from batchpredict.run.pipeline import StageTimes, ahead
 from batchpredict.run.publication import Publication
 from batchpredict.run.receipt import Counts, Receipt
@@ -34,8 +35,6 @@ from batchpredict.run.windows import windows
 
 logger = logging.getLogger(__name__)
 
-# Windows that may wait between two stages.
-_QUEUE_DEPTH = 2
 # From this many rows on, a share of rejects beyond the budget ends the run early.
 _EARLY_ROWS = 1000
 
@@ -104,7 +103,8 @@ def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
         for remark in opened.remarks:
             logger.info("%s", remark)
         blocks = opened.reader.records(opened.selection)
-        rows = windows(blocks, WINDOW_ROWS, WINDOW_BYTES, job.limit)
+        plan = model.plan
+        rows = windows(blocks, plan.window_rows, plan.window_bytes, job.limit)
         first = next(rows, None)
         if first is None:
             return f"{task.input}: no rows; nothing would be scored"
@@ -164,13 +164,13 @@ class _Settled:
 
 def _score(opened: Opened, job: Job, model: LoadedModel, times: StageTimes) -> Iterator[_Settled]:
     """The windows of an input, scored, in order."""
-    scorer, reader = opened.scorer, opened.reader
+    scorer, reader, plan = opened.scorer, opened.reader, model.plan
     blocks = reader.records(opened.selection)
-    rows = times.each("read", windows(blocks, WINDOW_ROWS, WINDOW_BYTES, job.limit))
-    callers = ThreadPoolExecutor(model.workers, "caller")
+    rows = times.each("read", windows(blocks, plan.window_rows, plan.window_bytes, job.limit))
+    callers = ThreadPoolExecutor(plan.workers, "caller")
     try:
-        begun = _begin(ahead(rows, _QUEUE_DEPTH, "read"), scorer, callers, times)
-        with closing(ahead(begun, _QUEUE_DEPTH, "prepare")) as stream:
+        begun = _begin(ahead(rows, plan.queue_depth, "read"), scorer, callers, times)
+        with closing(ahead(begun, plan.queue_depth, "prepare")) as stream:
             for window in stream:
                 inferred = [batch.result() for batch in window.batches]
                 with times.measure("finish"):

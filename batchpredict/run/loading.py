@@ -1,0 +1,112 @@
+"""Load a model and check it with its golden rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from batchpredict.errors import ConfigInvalid
+from batchpredict.job import Job
+from batchpredict.model.manifest import Golden
+from batchpredict.model.outputs import HeadOptions
+from batchpredict.model.package import ModelPackage, read_package
+from batchpredict.model.session import Session, open_session
+from batchpredict.run.planning import Plan, plan_of
+from batchpredict.run.scorer import Binding, Scorer
+
+# Golden scores are written with six decimals and may come from another kind of CPU.
+_GOLDEN_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory and the plan it runs by, shared by all inputs of a job."""
+
+    package: ModelPackage
+    session: Session
+    options: HeadOptions
+    plan: Plan
+
+    def scorer(self, binding: Binding) -> Scorer:
+        """A Scorer for one input's columns. Raises BatchPredictError where they do not fit."""
+        return Scorer(self.package, binding, self.options, self.plan.tuning, self.session)
+
+
+def load_model(job: Job) -> LoadedModel:
+    """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid."""
+    package = read_package(job.model)
+    session = open_session(package)
+    model = LoadedModel(
+        package,
+        session,
+        HeadOptions(job.scores, job.threshold, job.outputs, job.prefix),
+        plan_of(job, session),
+    )
+    _check_golden(model)
+    return model
+
+
+def _check_golden(model: LoadedModel) -> None:
+    """Score the manifest's golden rows as any others and compare."""
+    golden = model.package.manifest.golden
+    if not golden:
+        return
+    names = {name: None for entry in golden for name in entry.row}
+    names |= {tensor.name: None for tensor in model.session.inputs}
+    json_type = pa.json_(pa.string())
+    columns = pa.RecordBatch.from_pydict(
+        {
+            name: pa.ExtensionArray.from_storage(
+                json_type,
+                pa.array(
+                    [json.dumps(e.row[name]) if name in e.row else None for e in golden],
+                    pa.string(),
+                ),
+            )
+            for name in names
+        }
+    )
+    options = HeadOptions("top", None, (), "")
+    offered = pa.schema([(name, pa.string()) for name in names])
+    scorer = Scorer(model.package, Binding(offered), options, model.plan.tuning, model.session)
+    scored = scorer.score(columns)
+    if scored.faults:
+        fault = scored.faults[0]
+        raise _golden_error(model, fault.index, fault.message)
+    for number, (entry, found) in enumerate(zip(golden, scored.added.to_pylist(), strict=True)):
+        wrong = _golden_difference(entry, found)
+        if wrong:
+            raise _golden_error(model, number, wrong)
+
+
+def _golden_difference(golden: Golden, found: dict[str, object]) -> str | None:
+    for name, expected in (("prediction", golden.prediction), ("score", golden.score)):
+        value = found.get(name)
+        if expected is None:
+            continue
+        if not _agree(value, expected):
+            return f"{name} is {value!r} instead of {expected!r}"
+    return None
+
+
+def _agree(found: object, expected: object) -> bool:
+    """Numbers within the tolerance, texts equal; lists of labels or numbers one by one."""
+    if isinstance(expected, tuple):
+        return (
+            isinstance(found, list)
+            and len(found) == len(expected)
+            and all(map(_agree, found, expected))
+        )
+    if isinstance(expected, float | int) and isinstance(found, float | int):
+        return math.isclose(found, expected, rel_tol=_GOLDEN_TOLERANCE, abs_tol=_GOLDEN_TOLERANCE)
+    return found == expected
+
+
+def _golden_error(model: LoadedModel, index: int, message: str) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"{model.package.directory}/batchpredict.toml: golden row {index + 1}: {message}; the "
+        "model or this machine's runtime is not what the row was made with"
+    )
