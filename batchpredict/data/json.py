@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, cast
 import pyarrow as pa
 
 from batchpredict.data import conversion
+from batchpredict.data.json_splice import spliced
 from batchpredict.data.jsonreader import JsonReader
 from batchpredict.data.jsontext import BLANK
 from batchpredict.data.records import Dialect, Layout, Records, Source, Writer
@@ -53,6 +54,12 @@ class _Splicing:
         self._names = layout.added.names
         from_array = isinstance(layout.origin, JsonReader) and layout.origin.json_array
         self._line_end = b"\n" if from_array else b""
+
+    def lines(self, records: Records, added: pa.RecordBatch) -> list[memoryview] | None:
+        """All rows at once as lines, in pieces; None where they are to be made one by one."""
+        if not self._names or self._line_end:
+            return None
+        return spliced(records.raw, self._names, added.columns)
 
     def __call__(self, records: Records, added: pa.RecordBatch) -> list[bytes]:
         raws = records.raw.to_pylist()
@@ -98,6 +105,14 @@ class _LinesWriter:
         self._owes_line_end = False
 
     def write(self, records: Records, added: pa.RecordBatch) -> None:
+        lines = self._rows.lines(records, added) if isinstance(self._rows, _Splicing) else None
+        if lines is not None:
+            if self._owes_line_end:
+                self._sink.write(b"\n")
+            for piece in lines:
+                self._sink.write(piece)
+            self._owes_line_end = lines[-1][-1] != ord("\n")
+            return
         for row in self._rows(records, added):
             if self._owes_line_end:
                 self._sink.write(b"\n")

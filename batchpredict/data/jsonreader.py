@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchpredict.data.json_columns import Columns, Part, PlainPart, WholePart
+from batchpredict.data.json_plain import Plain, Templates
+from batchpredict.data.json_threads import in_order
 from batchpredict.data.jsontext import (
     BLANK,
     CUT_BYTES,
@@ -23,11 +28,9 @@ from batchpredict.data.jsontext import (
     decode,
     element_blocks,
     line_blocks,
-    member_texts,
     too_deep,
 )
 from batchpredict.data.records import (
-    Carry,
     Dialect,
     Records,
     Reject,
@@ -35,6 +38,7 @@ from batchpredict.data.records import (
     Source,
 )
 from batchpredict.errors import InputInvalid, UsageError
+from batchpredict.job import effective_cores
 
 # Blocks are addressed with 32 bits.
 _LARGEST_RECORD = 1 << 30
@@ -44,8 +48,9 @@ _LARGEST_RECORD = 1 << 30
 _SAMPLE_ROWS = 1000
 _SAMPLE_BLOCKS = 16
 
-_JSON = pa.json_(pa.string())
-_STRINGS = {str, type(None)}
+# More of them wait for each other: much of their work is done under Python's global lock.
+_MOST_THREADS = 2
+
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
@@ -65,13 +70,29 @@ class _Fault:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A block's readable records, at `index` in it, and what is wrong with the others."""
+    """What was found in a block: readable records, and by place what is wrong with the others.
 
-    index: list[int]
-    rows: list[int]
-    objects: list[dict[str, Any]]
-    texts: list[str]
-    rejects: list[Reject]
+    `is_row`: bool, one for each place; blank lines are none.
+    """
+
+    plain: list[Plain]
+    whole: WholePart
+    faults: list[tuple[int, _Fault]]
+    is_row: npt.NDArray[np.bool_]
+    data: bytes
+
+    @property
+    def parts(self) -> list[Part]:
+        parts: list[Part] = [PlainPart(plain, self.data) for plain in self.plain]
+        return parts if parts and not self.whole.places else [*parts, self.whole]
+
+    def names(self, most: int | None) -> list[tuple[str, ...]]:
+        """The members of the first `most` readable records; not again where none can be new."""
+        first = [(int(plain.index[0]), tuple(plain.template.members)) for plain in self.plain]
+        others = zip(self.whole.places, map(tuple, self.whole.objects), strict=True)
+        index = np.sort(np.concatenate([part.index for part in self.parts]))
+        end = len(self.is_row) if most is None or most >= len(index) else int(index[most])
+        return [names for place, names in sorted([*first, *others]) if place < end]
 
 
 class JsonReader:
@@ -102,12 +123,26 @@ class JsonReader:
         # Members that must be text; cells travel as they are spelled.
         decoded = (*selection.model, *(selection.kept if selection.carry == "value" else ()))
         self._reserved = frozenset(selection.reserved if selection.carry == "record" else ())
+        threads = min(_MOST_THREADS, effective_cores())
+        # Templates are learned by each thread; they change what is fast, not what comes out.
+        templates: SimpleQueue[Templates] = SimpleQueue()
+        for _ in range(threads):
+            templates.put(Templates(self._reserved))
+
+        def read(block: Block) -> tuple[Records, int]:
+            lent = templates.get()
+            try:
+                parsed = self._parse(block, decoded, lent)
+            finally:
+                templates.put(lent)
+            return _records(block, parsed, selection), int(parsed.is_row.sum())
+
         rows = 0
-        for block in blocks:
-            parsed = self._parse(block, rows, decoded)
-            rows += len(parsed.rows) + len(parsed.rejects)
-            if parsed.rows or parsed.rejects:
-                yield _records(block, parsed, selection)
+        with closing(in_order(blocks, read, threads)) as read_blocks:
+            for records, count in read_blocks:
+                if count:
+                    yield _behind(records, rows)
+                rows += count
 
     def original(self, raw: pa.Array, index: int) -> bytes:
         return _without_line_end(raw[index].as_py())
@@ -146,10 +181,10 @@ class JsonReader:
 
     def _names(self, blocks: Iterable[Block], most: int | None = None) -> list[str]:
         names: dict[str, None] = {}
+        templates = Templates(frozenset())
         for block in blocks:
-            for record in self._parse(block, 0, ()).objects[:most]:
-                if not record.keys() <= names.keys():
-                    names.update(dict.fromkeys(record))
+            for members in self._parse(block, (), templates).names(most):
+                names.update(dict.fromkeys(members))
         text = [name for name in names if _is_text(name)]
         if len(text) < len(names):
             self.notes = (
@@ -159,14 +194,19 @@ class JsonReader:
             )
         return text
 
-    def _parse(self, block: Block, rows: int, decoded: Sequence[str]) -> _Parsed:
-        """The records of `block`, behind `rows` others. `decoded`: members that must be text."""
-        parsed = _Parsed([], [], [], [], [])
-        oversized = set(np.flatnonzero((block.sizes > self._limit) | block.cut).tolist())
-        if not (decoded and _ESCAPED_SURROGATE.search(block.data)):
+    def _parse(self, block: Block, decoded: Sequence[str], templates: Templates) -> _Parsed:
+        """`decoded`: members that must be text."""
+        plain = templates.find(block, self._limit)
+        is_row = np.zeros(len(block.starts), np.bool_)
+        for found in plain:
+            is_row[found.index] = True
+        whole, faults = WholePart([], [], []), []
+        others = np.flatnonzero(~is_row)
+        if not (decoded and len(others) and _ESCAPED_SURROGATE.search(block.data)):
             decoded = ()
-        spans = zip(block.starts.tolist(), block.ends.tolist(), strict=True)
-        for index, (start, end) in enumerate(spans):
+        spans = (others.tolist(), block.starts[others].tolist(), block.ends[others].tolist())
+        oversized = set(np.flatnonzero((block.sizes > self._limit) | block.cut).tolist())
+        for index, start, end in zip(*spans, strict=True):
             piece = block.data[start:end]
             try:
                 text = piece.decode().strip(BLANK)
@@ -179,15 +219,14 @@ class JsonReader:
                     continue
             else:
                 fault = _hidden_fault(text, value, decoded, self._reserved)
-            rows += 1
+            is_row[index] = True
             if fault:
-                parsed.rejects.append(_reject(fault, rows, block, index))
+                faults.append((index, fault))
                 continue
-            parsed.index.append(index)
-            parsed.rows.append(rows)
-            parsed.objects.append(value)
-            parsed.texts.append(text)
-        return parsed
+            whole.places.append(index)
+            whole.objects.append(value)
+            whole.texts.append(text)
+        return _Parsed(plain, whole, faults, is_row, block.data)
 
     def _fault(self, block: Block, index: int, piece: bytes) -> _Fault | None:
         """What is wrong with a record that is no good; None where it is only a blank line.
@@ -300,18 +339,28 @@ def _no_array(name: str, line: int, first: bytes) -> InputInvalid:
     )
 
 
+def _behind(records: Records, rows: int) -> Records:
+    """The same records behind `rows` others."""
+    rejects = tuple(replace(reject, row=reject.row + rows) for reject in records.rejects)
+    return replace(records, rows=records.rows + rows, rejects=rejects)
+
+
 def _records(block: Block, parsed: _Parsed, selection: Selection) -> Records:
-    index = np.array(parsed.index, np.int64)
-    spelling = _Spelling(parsed)
-    kept = [spelling.kept(name, selection.carry) for name in selection.kept]
+    """Rows are numbered from 1 in each block."""
+    columns = Columns(parsed.parts)
+    index = columns.index
+    numbers = np.cumsum(parsed.is_row, dtype=np.int64)
+    kept = [columns.kept(name, selection.carry) for name in selection.kept]
     return Records(
-        columns=_batch(selection.model, [spelling.column(n) for n in selection.model], len(index)),
+        columns=_batch(selection.model, [columns.column(n) for n in selection.model], len(index)),
         kept=_batch(selection.kept, kept, len(index)),
         raw=_raw(block, index),
-        rows=np.array(parsed.rows, np.int64),
+        rows=numbers[index],
         lines=block.lines[index],
         weight=(block.ends - block.starts)[index],
-        rejects=tuple(parsed.rejects),
+        rejects=tuple(
+            _reject(fault, int(numbers[place]), block, place) for place, fault in parsed.faults
+        ),
         offsets=(block.offset + block.starts)[index],
     )
 
@@ -331,52 +380,3 @@ def _raw(block: Block, index: npt.NDArray[np.int64]) -> pa.Array:
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(block.data)]
     array = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
     return array if len(index) == len(array) else array.take(pa.array(index * step))
-
-
-class _Spelling:
-    """Columns out of records, with values as they are spelled in the file."""
-
-    def __init__(self, parsed: _Parsed) -> None:
-        self._objects = parsed.objects
-        self._texts = parsed.texts
-        self._members: dict[int, dict[str, str]] = {}
-
-    def column(self, name: str) -> pa.Array:
-        """As in Records.columns."""
-        values = [record.get(name) for record in self._objects]
-        if set(map(type, values)) <= _STRINGS:
-            return pa.array(values, pa.string())
-        texts = [
-            None if value is None else self._text(index, name, value)
-            for index, value in enumerate(values)
-        ]
-        return pa.ExtensionArray.from_storage(_JSON, pa.array(texts, pa.string()))
-
-    def kept(self, name: str, carry: Carry) -> pa.Array:
-        """As in Records.kept."""
-        if carry == "cell":
-            cells = [
-                self._text(index, name, record[name]) if name in record else None
-                for index, record in enumerate(self._objects)
-            ]
-            return pa.array(cells, pa.binary())
-        values = [record.get(name) for record in self._objects]
-        texts = [
-            value if type(value) in _STRINGS else self._text(index, name, value)
-            for index, value in enumerate(values)
-        ]
-        return pa.array(texts, pa.string())
-
-    def _text(self, index: int, name: str, value: Any) -> str | bytes:
-        """A member's JSON text. Most values show it, only the others need another look."""
-        if type(value) is bytes:
-            return value
-        if value is None:
-            return "null"
-        if type(value) is bool:
-            return "true" if value else "false"
-        if type(value) is str and "\\" not in self._texts[index]:
-            return f'"{value}"'
-        if index not in self._members:
-            self._members[index] = member_texts(self._texts[index])
-        return self._members[index][name]

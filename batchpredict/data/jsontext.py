@@ -313,12 +313,12 @@ class _Held:
         self._begin(block.next_line, self.offset + self.size + len(border))
         return block
 
-    def end_several(self, chunk: bytes, at: Int64s, taken: int) -> Block:
+    def end_several(self, chunk: memoryview, at: Int64s, taken: int) -> Block:
         """The held record and those of `chunk`, which ends with the last border in `at`."""
         at = at + self.size
-        data = bytes(self.data) + chunk
+        data = b"".join((self.data, chunk))
         starts = np.concatenate(([0], at[:-1] + 1))
-        newlines = _newlines(data)
+        newlines = at if taken else _newlines(data)  # a border that is taken is a line feed
         block = Block(
             data=data,
             offset=self.offset,
@@ -344,7 +344,7 @@ def _blocks(chunks: Chunks, borders: Borders, limit: int, line: int) -> Iterator
             chunk, at = chunk[end + 1 :], at[1:] - (end + 1)
         if len(at):
             end = int(at[-1]) + 1
-            yield held.end_several(chunk[:end], at, borders.taken)
+            yield held.end_several(memoryview(chunk)[:end], at, borders.taken)
             chunk = chunk[end:]
         if borders.closed:
             chunks.put_back(chunk)

@@ -51,7 +51,11 @@ def flags(mask: pa.Array) -> npt.NDArray[np.bool_]:
 
 def json_values(column: pa.Array) -> JsonValues:
     """`column`: arrow.json."""
-    texts = pc.ascii_trim_whitespace(column.storage.cast(pa.string()))
+    texts = column.storage.cast(pa.string())
+    if _are_digits(texts):
+        nowhere = np.zeros(len(texts), np.bool_)
+        return JsonValues(texts, nowhere, nowhere, nowhere)
+    texts = pc.ascii_trim_whitespace(texts)
     first = pc.utf8_slice_codeunits(texts, 0, 1)
     is_string = pc.equal(first, '"')
     content = pc.utf8_slice_codeunits(texts, 1, -1)
@@ -63,6 +67,15 @@ def json_values(column: pa.Array) -> JsonValues:
         texts, is_broken = _unescaped(texts, escaped)
     nested = pc.is_in(first, value_set=pa.array(["{", "["]))
     return JsonValues(texts, flags(is_string), flags(nested), is_broken)
+
+
+def _are_digits(texts: pa.Array) -> bool:
+    """Whether these JSON texts are numbers without a letter but `e`, as most columns are."""
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return True
+    first, last = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+    return not data[int(first) : int(last)].to_pybytes().translate(None, b"0123456789+-.eE")
 
 
 def _unescaped(
