@@ -16,6 +16,7 @@ TEXT_BATCH_ROWS = 64
 TABULAR_BATCH_ROWS = 4096
 # Most padded tokens in one run of a text model where `batch_tokens` is not given.
 BATCH_TOKENS = 512
+OPENVINO_BATCH_TOKENS = 1024
 # A window is the rows that are sorted, cut into batches and put back in order together.
 WINDOW_ROWS = 16384
 WINDOW_BYTES = 16 << 20
@@ -50,7 +51,7 @@ class Job:
 
     `keep`: "all", "none", or columns. `column`: (model input, column) pairs. `workers`: None
     takes the effective cores. `batch_rows`, `batch_tokens`: None takes what `tune` has found, else
-    TEXT_ or TABULAR_BATCH_ROWS and BATCH_TOKENS. `memory_limit`: bytes.
+    TEXT_ or TABULAR_BATCH_ROWS and BATCH_TOKENS or OPENVINO_BATCH_TOKENS. `memory_limit`: bytes.
     """
 
     input_file: tuple[str, ...]

@@ -78,7 +78,7 @@ def test_runtime_requirements_have_lower_bounds() -> None:
         assert [bound.operator for bound in requirement.specifier] == [">="], str(requirement)
 
 
-@pytest.mark.parametrize("extra", [None, "test", "train"])
+@pytest.mark.parametrize("extra", [None, "optimize", "openvino", "test", "train"])
 def test_every_requirement_is_pinned_within_its_bounds(extra: str | None) -> None:
     for requirement in requirements(extra):
         version = pins()[canonicalize_name(requirement.name)]

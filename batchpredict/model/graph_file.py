@@ -18,6 +18,14 @@ from batchpredict.errors import ConfigInvalid, Unavailable
 _MOST_CLASS_BYTES = 1 << 16
 _INT64 = 7
 
+# Operators of ONNX and of onnxruntime that hold or make integers in the place of floats.
+_QUANTISED = frozenset(
+    {"ConvInteger", "DequantizeLinear", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4",
+     "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QMoE",
+     "QEmbedLayerNormalization", "QuantizeLinear"}
+)  # fmt: skip
+_QUANTISED_FAMILIES = ("DynamicQuantize", "QLinear", "QOrdered")
+
 _HAND_ON = ("ArrayFeatureExtractor", "Cast", "Identity", "Reshape", "ZipMap")
 
 _Value = int | memoryview
@@ -33,12 +41,23 @@ class GraphFile:
     labels in order), from classifier nodes and initializers named "classes…" (skl2onnx).
     `producers`: (output of the graph, operator that makes its values, as "Softmax" or
     "LinearClassifier:NONE" with its post_transform), operators that only hand values on left out.
+    `operators`: names of all, those of subgraphs and functions too, sorted.
     """
 
     opsets: tuple[tuple[str, int], ...]
     external: tuple[str, ...]
     classes: tuple[tuple[str, _Classes], ...]
     producers: tuple[tuple[str, str], ...]
+    operators: tuple[str, ...]
+
+    @property
+    def quantised(self) -> tuple[str, ...]:
+        """Those of its operators that show it is quantised already."""
+        return tuple(
+            name
+            for name in self.operators
+            if name in _QUANTISED or name.startswith(_QUANTISED_FAMILIES)
+        )
 
     def producer(self, output: str) -> str:
         return dict(self.producers).get(output, "")
@@ -82,6 +101,7 @@ def _read(path: Path, view: memoryview) -> GraphFile:
         tuple(sorted(walk.external)),
         tuple(walk.classes),
         tuple((name, walk.origin(name)) for name in walk.outputs),
+        tuple(sorted(walk.operators)),
     )
 
 
@@ -166,6 +186,7 @@ class _Walk:
     classes: list[tuple[str, _Classes]] = field(default_factory=list)
     produced: dict[str, tuple[str, str]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    operators: set[str] = field(default_factory=set)
 
     def model(self, view: memoryview) -> None:
         for number, value in _fields(view):
@@ -215,6 +236,7 @@ class _Walk:
                 if transform in ("", "NONE"):
                     transform = transform_found or transform
                 classes += found
+        self.operators.add(operator)
         self.classes += [(operator, found) for found in classes]
         for name in outputs:
             made_by = f"{operator}:{transform}" if transform else operator

@@ -1,0 +1,1 @@
+"""What an operator uses: tuning, comparison of precisions."""
