@@ -93,6 +93,7 @@ def predict(
     )
     configure_logging(quiet, verbose, log_format, to_stderr=data_on_stdout)
     job = _job(options)
+    _keep_pandas_out()
     from batchpredict.run import runner
     from batchpredict.run.progress import Progress, summary
 
@@ -119,6 +120,29 @@ def predict(
                 ", ".join(f"{code} {count}" for code, count in receipt.rejects.codes.items()),
             )
     return outcome.exit_code
+
+
+class _NoPandas:
+    """A finder (importlib) that finds pandas missing."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:  # noqa: ARG004
+        if name == "pandas":
+            raise ModuleNotFoundError("not needed here", name=name)
+
+
+def _keep_pandas_out() -> None:
+    """With its first array pyarrow imports pandas, 0.4 s for nothing, unless it finds none.
+
+    Later it still finds it where a pandas object is asked for.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        import pyarrow as pa
+
+        pa.array([])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 def _job(options: dict[str, Any]) -> Job:
@@ -148,8 +172,15 @@ def _all_or_none(keep: tuple[str, ...] | str) -> tuple[str, ...] | str:
 @click.argument("model")
 @click.argument("file", required=False)
 @input_options
+@click.option(
+    "--compare_precision",
+    metavar="FILE",
+    help="Instead, what each precision gives and costs on the first rows of FILE.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def inspect(model: str, file: str | None, as_json: bool, **options: Any) -> int:
+def inspect(
+    model: str, file: str | None, compare_precision: str | None, as_json: bool, **options: Any
+) -> int:
     """What MODEL expects and gives, and how the columns of FILE bind to it."""
     from batchpredict.log import configure_logging
 
@@ -158,12 +189,65 @@ def inspect(model: str, file: str | None, as_json: bool, **options: Any) -> int:
     options["column"] = tuple(options["column"])
     import json
 
-    from batchpredict.run import inspection
+    _keep_pandas_out()
+    job = Job(
+        input_file=(compare_precision or file or "-",),
+        model=os.path.expanduser(model),  # noqa: PTH111
+        **options,
+    )
+    if compare_precision:
+        from batchpredict.ops import compare
 
-    job = Job(input_file=(file or "-",), model=os.path.expanduser(model), **options)  # noqa: PTH111
-    found = inspection.inspect(job, file)
-    text = json.dumps(found, indent=2, ensure_ascii=False) if as_json else inspection.table(found)
-    click.echo(text)
+        comparison = compare.compare(job)
+        found, table = compare.facts(comparison), compare.table(comparison)
+    else:
+        from batchpredict.run import inspection
+
+        found = inspection.inspect(job, file)
+        table = inspection.table(found)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else table)
+    return 0
+
+
+@cli.command()
+@job_option
+@file_options
+@model_option
+@input_options
+@scoring_options
+@engine_options
+@logging_options
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="For all of it.")
+@click.option("--svg", metavar="FILE", help="Draw the curve into FILE.")
+@click.option("--write_job", metavar="FILE", help="Make a job file with these options and sizes.")
+def tune(
+    seconds: float,
+    svg: str | None,
+    write_job: str | None,
+    progress: bool | None,  # noqa: ARG001 - a job file of predict may hold it
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **options: Any,
+) -> int:
+    """Find the batch sizes and workers that suit model, file and machine.
+
+    Takes the options of `predict`. What it finds is kept for this model, and `predict` uses it.
+    """
+    from batchpredict.log import configure_logging, logger
+
+    configure_logging(quiet, verbose, log_format, to_stderr=False)
+    job = _job(options)
+    _keep_pandas_out()
+    from batchpredict.ops import tuning_files, tuning_report
+    from batchpredict.ops.tune import tune as find
+
+    targets = tuning_files.Targets(svg, write_job)
+    targets.check()
+    found = find(job, seconds)
+    click.echo(tuning_report.report(found))
+    for line in targets.write(job, found):
+        logger.info("%s", line)
     return 0
 
 

@@ -20,8 +20,8 @@ settings.load_profile("batchpredict")
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home that does not exist, no BATCHPREDICT_* variables, loopback only."""
-    for name in [name for name in os.environ if name.startswith("BATCHPREDICT_")]:
+    """A home that does not exist, no BATCHPREDICT_* or XDG_* variables, loopback only."""
+    for name in [n for n in os.environ if n.startswith(("BATCHPREDICT_", "XDG_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "no-home"))
     connect = socket.socket.connect

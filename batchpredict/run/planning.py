@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 
 from batchpredict.job import (
     BATCH_TOKENS,
+    OPENVINO_BATCH_TOKENS,
     TABULAR_BATCH_ROWS,
     TEXT_BATCH_ROWS,
     WINDOW_BYTES,
@@ -15,6 +17,9 @@ from batchpredict.job import (
 )
 from batchpredict.model.session import Session
 from batchpredict.run.scorer import Tuning
+from batchpredict.run.tuned import StoredTuning
+
+logger = logging.getLogger(__name__)
 
 # Windows that may wait between two stages.
 _QUEUE_DEPTH = 2
@@ -24,8 +29,12 @@ _QUEUE_DEPTH = 2
 class Plan:
     """Fixed before the first row, by the job and the model alone where it shapes bytes.
 
+    In `precision` int8 and bf16 batches shape the last digits too: there a stored tuning is as good
+    as an option of the job, and the receipt has it.
+
     `workers`: callers of the session side by side. A window ends after `window_rows` rows or
     `window_bytes` bytes of input. `queue_depth`: windows that may wait between two stages.
+    `sizes_from`: where batch_rows, batch_tokens and workers come from: job, tuning or default.
     """
 
     tuning: Tuning
@@ -33,14 +42,28 @@ class Plan:
     window_rows: int
     window_bytes: int
     queue_depth: int
+    sizes_from: dict[str, str] = field(default_factory=dict)
 
 
-def plan_of(job: Job, session: Session) -> Plan:
-    """What the job says, else the measured defaults."""
-    rows = job.batch_rows or (TEXT_BATCH_ROWS if reads_text(session) else TABULAR_BATCH_ROWS)
-    tokens = job.batch_tokens or BATCH_TOKENS
-    workers = job.workers or effective_cores()
-    return Plan(Tuning(rows, tokens), workers, WINDOW_ROWS, WINDOW_BYTES, _QUEUE_DEPTH)
+def plan_of(job: Job, session: Session, stored: StoredTuning | None = None) -> Plan:
+    """What the job says, else what `tune` has found, else the measured defaults."""
+    sizes = {
+        "batch_rows": TEXT_BATCH_ROWS if reads_text(session) else TABULAR_BATCH_ROWS,
+        "batch_tokens": OPENVINO_BATCH_TOKENS if "OpenVINO" in session.provider else BATCH_TOKENS,
+        "workers": effective_cores(),
+    }
+    origins = dict.fromkeys(sizes, "default")
+    for name in sizes:
+        given = getattr(job, name)
+        if given is not None:
+            sizes[name], origins[name] = given, "job"
+        elif stored is not None and name in stored.sizes:
+            sizes[name], origins[name] = stored.sizes[name], "tuning"
+    if stored is not None and "tuning" in origins.values():
+        found = [f"{name} {sizes[name]}" for name in sizes if origins[name] == "tuning"]
+        logger.info("tuned on %s: %s (%s)", stored.tuned[:10], ", ".join(found), stored.path)
+    tuning = Tuning(sizes["batch_rows"], sizes["batch_tokens"])
+    return Plan(tuning, sizes["workers"], WINDOW_ROWS, WINDOW_BYTES, _QUEUE_DEPTH, origins)
 
 
 def reads_text(session: Session) -> bool:
