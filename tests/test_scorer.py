@@ -301,24 +301,43 @@ def test_one_row_is_run_as_two(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_only_too_large_costs_no_row(tmp_path: Path) -> None:
-    directory = models.write(tmp_path, lookup_graph())
+    directory = models.write(tmp_path, lookup_graph(20))
     session = recorded(directory, most_rows=4)
-    columns = pa.RecordBatch.from_pydict({"x": pa.array([0, 9] * 10, pa.float32())})
+    columns = pa.RecordBatch.from_pydict({"x": pa.array(range(20), pa.float32())})
     scored = scorer_of(directory, columns, 64, session=session).score(columns)
     assert scored.faults == ()
-    assert scored.added.column("prediction").to_pylist() == [100, 109] * 10
+    assert scored.added.column("prediction").to_pylist() == [*range(100, 120)]
     assert max(session.runs) == 20
 
 
 def test_one_bad_row_of_many_costs_few_runs(tmp_path: Path) -> None:
-    directory = models.write(tmp_path, lookup_graph())
+    directory = models.write(tmp_path, lookup_graph(1024))
     session = recorded(directory)
     columns = pa.RecordBatch.from_pydict(
-        {"x": pa.array([1] * 700 + [99] + [1] * 323, pa.float32())}
+        {"x": pa.array([*range(700), 2000, *range(701, 1024)], pa.float32())}
     )
     scored = scorer_of(directory, columns, 1024, session=session).score(columns)
     assert [fault.index for fault in scored.faults] == [700]
     assert len(session.runs) == 2 * 10 + 1
+
+
+def test_equal_rows_are_inferred_once(tmp_path: Path) -> None:
+    directory = models.write(tmp_path, lookup_graph())
+    session = recorded(directory)
+    columns = pa.RecordBatch.from_pydict({"x": pa.array([3, 1, 3, 3, 1, 7] * 5, pa.float32())})
+    scored = scorer_of(directory, columns, 64, session=session).score(columns)
+    assert session.runs == [3]
+    assert scored.added.column("prediction").to_pylist() == [103, 101, 103, 103, 101, 107] * 5
+
+
+def test_a_fault_is_the_fault_of_every_equal_row(tmp_path: Path) -> None:
+    directory = models.write(tmp_path, lookup_graph())
+    session = recorded(directory)
+    columns = pa.RecordBatch.from_pydict({"x": pa.array([99, 1, 99, 1, 99], pa.float32())})
+    scored = scorer_of(directory, columns, 64, session=session).score(columns)
+    assert [fault.index for fault in scored.faults] == [0, 2, 4]
+    assert len({fault.message for fault in scored.faults}) == 1
+    assert scored.indices.tolist() == [1, 3]
 
 
 def test_no_row_that_can_be_scored(tmp_path: Path) -> None:

@@ -35,13 +35,15 @@ class Cast:
     """One column as `dtype`; what stands at missing and bad places means nothing.
 
     `values`: the graph's dtype (texts: object), [rows]. `missing`, `bad`: bool [rows], never
-    both. `texts`: the values as they came, for messages.
+    both. `texts`: the values as they came, for messages. `codes`: of texts, int32 [rows], equal
+    where the texts are.
     """
 
     values: npt.NDArray[Any]
     missing: _Mask
     bad: _Mask
     texts: pa.Array
+    codes: npt.NDArray[np.int32] | None = None
 
     def why(self, row: int, dtype: str) -> str:
         wanted = "text" if dtype == "string" else dtype
@@ -91,8 +93,13 @@ def _named(texts: pa.Array, missing_values: Sequence[str]) -> _Mask:
 
 def _to_string(column: pa.Array, missing_values: Sequence[str]) -> Cast:
     texts = column.cast(pa.string())
-    values = texts.to_numpy(zero_copy_only=False)
-    return Cast(values, _named(texts, missing_values), _none(len(texts)), texts)
+    # One Python object for equal texts: most columns of texts are categories.
+    encoded = texts.dictionary_encode("encode")
+    codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int32)
+    categories = encoded.dictionary
+    values = categories.to_numpy(zero_copy_only=False)[codes]
+    missing = _named(categories, missing_values)[codes]
+    return Cast(values, missing, _none(len(texts)), texts, codes)
 
 
 def _from_typed(column: pa.Array, dtype: str, missing_values: Sequence[str]) -> Cast:
@@ -146,7 +153,7 @@ def _from_text(texts: pa.Array, dtype: str, missing_values: Sequence[str]) -> Ca
     if dtype == "bool":
         return _bools(texts, missing_values)
     kind = _parsed_as(dtype)
-    missing = _named(texts, missing_values) | flags(pc.equal(texts, ""))
+    missing = _named(texts, ("", *missing_values))
     present = texts
     if missing.any():
         present = pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), texts)
@@ -154,15 +161,23 @@ def _from_text(texts: pa.Array, dtype: str, missing_values: Sequence[str]) -> Ca
         parsed = pc.cast(present, kind)
     except pa.ArrowInvalid:
         return _doubtful(texts, dtype, missing_values)
-    # Arrow reads 0x10 as a whole number; we do not.
-    is_hex = pc.match_substring(present, "x", ignore_case=True)
-    if not dtype.startswith("float") and pc.any(is_hex).as_py():
+    if not dtype.startswith("float") and _any_hexadecimal(present):
         return _doubtful(texts, dtype, missing_values)
     numbers = np.asarray(parsed.fill_null(0).to_numpy(zero_copy_only=False))
     values, bad = narrowed(numbers, dtype)
     if numbers.dtype.kind == "f":
         bad |= _overflown(present, numbers)
     return Cast(values, missing, bad & ~missing, texts)
+
+
+def _any_hexadecimal(texts: pa.Array) -> bool:
+    """Arrow reads 0x10 as a whole number; we do not."""
+    _, offsets, content = texts.buffers()
+    places = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    if content is None or not len(places):
+        return False
+    letters = np.frombuffer(content, np.uint8)[places[0] : places[-1]]
+    return bool(((letters | 0x20) == ord("x")).any())
 
 
 def _parsed_as(dtype: str) -> pa.DataType:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from batchpredict.model.casting import Cast, cast_column
 from batchpredict.model.contracts import Fault, Feeds, Prepared
+from batchpredict.model.duplicates import first_equal
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,21 @@ class TabularEncoder:
     def prepare(self, columns: pa.RecordBatch) -> Prepared:
         """Casts whole columns. Faults: missing_value, bad_type; the first column that is wrong."""
         faults: dict[int, Fault] = {}
-        payload = {item.name: self._input(item, columns, faults) for item in self.inputs}
+        keys: list[npt.NDArray[np.unsignedinteger]] = []
+        payload = {item.name: self._input(item, columns, faults, keys) for item in self.inputs}
         ordered = tuple(faults[row] for row in sorted(faults))
-        return Prepared(columns.num_rows, None, ordered, payload)
+        first = np.arange(columns.num_rows)
+        if keys:
+            sound = np.delete(first, list(faults))
+            first[sound] = sound[first_equal([key[sound] for key in keys] if faults else keys)]
+        return Prepared(columns.num_rows, None, ordered, payload, first)
 
     def _input(
-        self, item: BoundInput, columns: pa.RecordBatch, faults: dict[int, Fault]
+        self,
+        item: BoundInput,
+        columns: pa.RecordBatch,
+        faults: dict[int, Fault],
+        keys: list[npt.NDArray[np.unsignedinteger]],
     ) -> npt.NDArray[np.generic]:
         dtype = object if item.dtype == "string" else item.dtype
         matrix = np.empty((columns.num_rows, len(item.columns)), dtype)
@@ -68,6 +78,7 @@ class TabularEncoder:
                 matrix[cast.missing, place] = _substitute(item)
             if item.dtype == "string" and cast.bad.any():
                 matrix[cast.bad, place] = ""
+            keys.append(_key(cast, matrix[:, place]))
         return matrix[:, 0] if item.flat else matrix
 
     def feeds(self, prepared: Prepared, indices: npt.NDArray[np.int64]) -> Feeds:
@@ -82,6 +93,13 @@ def _substitute(item: BoundInput) -> bool | int | float | str | None:
     if item.missing == "fill":
         return item.fill
     return "" if item.dtype == "string" else 0
+
+
+def _key(cast: Cast, values: npt.NDArray[np.generic]) -> npt.NDArray[np.unsignedinteger]:
+    """Bits that are equal only where the values fed are, those in place of no value too."""
+    if cast.codes is not None:
+        return np.where(cast.missing, np.uint32(0), cast.codes.astype(np.uint32) + 1)
+    return values.view(f"u{values.itemsize}")
 
 
 def _collect(name: str, item: BoundInput, cast: Cast, faults: dict[int, Fault]) -> None:

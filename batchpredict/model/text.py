@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, compress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from batchpredict.errors import ConfigInvalid
 from batchpredict.model.columns import flags, is_json, is_text, json_values, plain
 from batchpredict.model.contracts import Fault, Feeds, Prepared, Tensor
+from batchpredict.model.duplicates import first_seen
 from batchpredict.model.manifest import Template
 from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import InferenceFailed, Session
@@ -41,6 +44,13 @@ class _Tokens:
     ids: npt.NDArray[np.int32]
     type_ids: npt.NDArray[np.int8] | None
     offsets: npt.NDArray[np.int64]
+
+    def rows(self, rows: npt.NDArray[np.int64]) -> Iterator[bytes]:
+        """The bits of each of these rows: rows of equal bits are fed equally."""
+        starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        for start, end in zip(starts, ends, strict=True):
+            kinds = b"" if self.type_ids is None else self.type_ids[start:end].tobytes()
+            yield self.ids[start:end].tobytes() + kinds
 
 
 @dataclass(frozen=True)
@@ -79,16 +89,35 @@ class TextEncoder:
         rows = np.flatnonzero(good)
         wanted = [text.take(pa.array(rows)).to_pylist() for text in rendered]
         texts: Sequence[Any] = wanted[0] if len(wanted) == 1 else list(zip(*wanted, strict=True))
-        tokens, lengths, truncated = self._tokenize(texts, rows, len(good), faults)
-        for index in np.flatnonzero(lengths[rows] == 0).tolist():
-            row = int(rows[index])
+        first = first_seen(rows, texts, len(good))
+        own = first[rows] == rows
+        tokens, truncated = self._tokenize(list(compress(texts, own)), rows[own], len(good), faults)
+        lengths = np.diff(tokens.offsets)
+        self._check_lengths(rows[own], lengths, faults)
+        for row in np.flatnonzero(good & (first != np.arange(len(good)))).tolist():
+            if (fault := faults.get(int(first[row]))) is not None:
+                faults[row] = replace(fault, index=row)
+        # Different texts may have the same tokens: cut to the same length, or but for their case.
+        alike = first_seen(rows[own], tokens.rows(rows[own]), len(good))
+        ordered = tuple(faults[row] for row in sorted(faults))
+        return Prepared(
+            columns.num_rows,
+            self._padded(lengths),
+            ordered,
+            tokens,
+            alike[first],
+            int(truncated[first][good].sum()),
+        )
+
+    def _check_lengths(
+        self, rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], faults: dict[int, Fault]
+    ) -> None:
+        for row in rows[lengths[rows] == 0].tolist():
             faults.setdefault(row, Fault(row, "missing_value", "the text holds no token"))
         if not self.truncate and self.max_length is not None:
             for row in np.flatnonzero(lengths > self.max_length).tolist():
                 message = f"{lengths[row]} tokens, the model takes {self.max_length}"
                 faults.setdefault(row, Fault(row, "too_long", message))
-        ordered = tuple(faults[row] for row in sorted(faults))
-        return Prepared(columns.num_rows, self._padded(lengths), ordered, tokens, truncated)
 
     def _padded(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The width each row is fed with: its tokens, rounded up by at most a sixteenth.
@@ -111,18 +140,19 @@ class TextEncoder:
         rows: npt.NDArray[np.int64],
         total: int,
         faults: dict[int, Fault],
-    ) -> tuple[_Tokens, npt.NDArray[np.int64], int]:
+    ) -> tuple[_Tokens, npt.NDArray[np.bool_]]:
+        """Tokens of the texts of `rows`, of `total`; and which of them were truncated."""
         typed = any(tensor.name == "token_type_ids" for tensor in self.inputs)
         lengths = np.zeros(total, np.int64)
         ids: list[npt.NDArray[np.int32]] = []
         types: list[npt.NDArray[np.int8]] = []
-        truncated = 0
+        truncated = np.zeros(total, np.bool_)
         for start in range(0, len(texts), _CHUNK_ROWS):
             places = rows[start : start + _CHUNK_ROWS]
             chunk = list(self._encoded(texts[start : start + _CHUNK_ROWS], places, faults))
             for row, encoding in zip(places.tolist(), chunk, strict=True):
                 lengths[row] = 0 if encoding is None else len(encoding)
-                truncated += bool(
+                truncated[row] = bool(
                     encoding and lengths[row] == self.max_length and encoding.overflowing
                 )
             whole = [encoding for encoding in chunk if encoding is not None]
@@ -136,7 +166,7 @@ class TextEncoder:
             np.concatenate([np.empty(0, np.int8), *types]) if typed else None,
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         )
-        return tokens, lengths, truncated
+        return tokens, truncated
 
     def _encoded(
         self, texts: Sequence[Any], rows: npt.NDArray[np.int64], faults: dict[int, Fault]
@@ -226,15 +256,13 @@ def open_text_encoder(
     package: ModelPackage, session: Session, texts: tuple[Template, ...]
 ) -> TextEncoder:
     """The encoder of a graph that has `input_ids`. Raises ConfigInvalid."""
-    tokenizer = _tokenizer(package, session)
+    stored = _tokenizer(package, session)
+    tokenizer = stored.tokenizer
     _check_inputs(package, session)
     max_length = package.max_length
-    stored = tokenizer.truncation
-    if max_length is None and stored is not None:
-        max_length = stored["max_length"]
-    pad_id = _pad_id(package, tokenizer)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    if max_length is None and stored.truncation is not None:
+        max_length = stored.truncation["max_length"]
+    pad_id = _pad_id(package, stored)
     shapes = [tensor.shape for tensor in session.inputs if tensor.name == "input_ids"]
     fixed = shapes[0][1] if len(shapes[0]) == 2 else None
     width = fixed if isinstance(fixed, int) else None
@@ -255,17 +283,36 @@ def open_text_encoder(
     return encoder
 
 
-def _tokenizer(package: ModelPackage, session: Session) -> Tokenizer:
+@dataclass(frozen=True)
+class _Stored:
+    """A tokenizer, and what its file says of padding and truncation, which it does not apply."""
+
+    tokenizer: Tokenizer
+    padding: Mapping[str, Any] | None
+    truncation: Mapping[str, Any] | None
+
+
+def _tokenizer(package: ModelPackage, session: Session) -> _Stored:
     if package.tokenizer is None:
         raise ConfigInvalid(
             f"{session.graph}: takes token ids (input_ids), and {package.directory} has no"
             " tokenizer.json; save the model's fast tokenizer there (save_pretrained)"
         )
+    return _read_tokenizer(package.tokenizer, package.digest)
+
+
+# A large vocabulary takes a second to read; every input of a job asks for the same one.
+@lru_cache(maxsize=1)
+def _read_tokenizer(path: Path, digest: str) -> _Stored:  # noqa: ARG001 - the file's content
     try:
-        return Tokenizer.from_file(str(package.tokenizer))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         what = " ".join(str(error).split())
-        raise ConfigInvalid(f"{package.tokenizer}: not a tokenizer: {what}") from error
+        raise ConfigInvalid(f"{path}: not a tokenizer: {what}") from error
+    stored = _Stored(tokenizer, tokenizer.padding, tokenizer.truncation)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return stored
 
 
 def _check_inputs(package: ModelPackage, session: Session) -> None:
@@ -288,12 +335,12 @@ def _check_inputs(package: ModelPackage, session: Session) -> None:
             )
 
 
-def _pad_id(package: ModelPackage, tokenizer: Tokenizer) -> int:
+def _pad_id(package: ModelPackage, stored: _Stored) -> int:
     """As config.json says, else the tokenizer's files; masked, so that 0 does where none says."""
-    stored = tokenizer.padding
+    tokenizer = stored.tokenizer
     known = [package.pad_id, tokenizer.token_to_id(package.pad_token or "")]
-    if stored is not None:
-        known.append(stored["pad_id"])
+    if stored.padding is not None:
+        known.append(stored.padding["pad_id"])
     known += [tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("<pad>")]
     return next((pad for pad in known if pad is not None and pad >= 0), 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -9,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,17 +23,29 @@ _POLL_SECONDS = 0.1
 class StageTimes:
     """Seconds each stage worked, summed over its threads; waiting is not counted.
 
-    `cpu_seconds`: of them, those the stage's own threads had a core.
+    `cpu_seconds`: of them, those the stage's own threads had a core. `first_row_seconds`: from
+    the start of this process to the end of the first batch; None before it.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     cpu_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    first_row_seconds: float | None = None
     _begin: float = field(default_factory=time.perf_counter)
+    _begin_cpu: float = field(default_factory=time.process_time)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def elapsed(self) -> float:
         """Seconds since this was made."""
         return time.perf_counter() - self._begin
+
+    def elapsed_cpu(self) -> float:
+        """CPU seconds of the whole process since this was made."""
+        return time.process_time() - self._begin_cpu
+
+    def mark_row(self) -> None:
+        """Told after each batch; the first one counts."""
+        if self.first_row_seconds is None:
+            self.first_row_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - _process_start()
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -53,6 +67,12 @@ class StageTimes:
             if isinstance(item, _End):
                 return
             yield item
+
+
+def _process_start() -> float:
+    """Of this process, in seconds of CLOCK_BOOTTIME (proc(5): starttime, in clock ticks)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 class _End:

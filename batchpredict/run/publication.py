@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +29,7 @@ from batchpredict.errors import (
     Terminated,
 )
 from batchpredict.job import Job
+from batchpredict.model.session import runtime_version
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.receipt import (
@@ -126,6 +126,7 @@ class Publication:
         ended = now()
         package, plan = self._model.package, asdict(self._model.plan)
         seconds = max(self._times.elapsed(), 1e-9)
+        first = self._times.first_row_seconds
         return Receipt(
             run_id=self.run_id,
             started=self._started,
@@ -133,8 +134,9 @@ class Publication:
             exit_code=exit_code,
             tool={
                 "version": __version__,
-                "onnxruntime": version("onnxruntime"),
+                "onnxruntime": runtime_version(),
                 "provider": self._model.session.provider,
+                "precision": self._model.session.precision,
             },
             model={
                 "name": package.name,
@@ -155,6 +157,7 @@ class Publication:
             counts=counts,
             stages=_rounded(self._times.seconds),
             cpu_seconds=_cpu(self._times),
+            first_row_seconds=None if first is None else round(first, 6),
             rows_per_second=round(counts.read / seconds, 3),
             peak_memory_bytes=peak_memory_bytes(),
         )
@@ -189,7 +192,8 @@ def _message_of(error: BaseException) -> str:
 
 
 def _cpu(times: StageTimes) -> dict[str, float]:
-    return _rounded({**times.cpu_seconds, "process": time.process_time()})
+    whole = {"run": times.elapsed_cpu(), "process": time.process_time()}
+    return _rounded(times.cpu_seconds) | _rounded(whole)
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,9 @@ from batchpredict.data.locations import Published
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows; read = scored + nulls + rejected."""
+    """Rows; read = scored + nulls + rejected. `duplicates`: of the scored, those not inferred
+    because a row of their window had the same model input.
+    """
 
     read: int = 0
     scored: int = 0
@@ -47,7 +49,10 @@ class RejectsSummary:
 class Receipt:
     """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds.
 
-    `cpu_seconds`: of each stage's own threads, and of the whole process since its start.
+    `cpu_seconds`: of each stage's own threads; of all threads of the process while this input
+    was scored (`run`), and since its start (`process`). A provider that computes in threads of
+    its own is in these two alone. `first_row_seconds`: from the start of the process to the end
+    of the first batch.
     """
 
     run_id: str
@@ -64,6 +69,7 @@ class Receipt:
     counts: Counts
     stages: dict[str, float]
     cpu_seconds: dict[str, float]
+    first_row_seconds: float | None
     rows_per_second: float
     peak_memory_bytes: int
     message: str | None = None

@@ -160,6 +160,7 @@ class _Settled:
     read: int
     nulls: int
     truncated: int
+    duplicates: int
 
 
 def _score(opened: Opened, job: Job, model: LoadedModel, times: StageTimes) -> Iterator[_Settled]:
@@ -193,7 +194,9 @@ def _begin(
 
         def infer(batch: Indices, prepared: Prepared = prepared) -> Inferred:
             with times.measure("infer"):
-                return scorer.infer(prepared, batch)
+                inferred = scorer.infer(prepared, batch)
+            times.mark_row()
+            return inferred
 
         yield _Window(records, prepared, [callers.submit(infer, batch) for batch in plan])
 
@@ -211,12 +214,14 @@ def _settle(window: _Window, scored: Scored, opened: Opened, job: Job) -> _Settl
             "it, or let it be rejected with --on_error=reject"
         )
     read = len(records) + len(records.rejects)
-    truncated = window.prepared.truncated
+    prepared = window.prepared
+    truncated = prepared.truncated
+    duplicates = int((prepared.first[scored.indices] != scored.indices).sum())
     if faults and job.on_error == "reject":
         kept = take(records, scored.indices)
-        return _Settled(kept, scored.added, rejects, read, 0, truncated)
+        return _Settled(kept, scored.added, rejects, read, 0, truncated, duplicates)
     added = spread(scored, len(records)) if faults else scored.added
-    return _Settled(records, added, rejects, read, len(faults), truncated)
+    return _Settled(records, added, rejects, read, len(faults), truncated, duplicates)
 
 
 def _as_reject(records: Records, fault: Fault, reader: Reader) -> Reject:
@@ -252,6 +257,7 @@ class _Tally:
             scored=counts.scored + len(settled.records) - settled.nulls,
             nulls=counts.nulls + settled.nulls,
             rejected=counts.rejected + settled.read - len(settled.records),
+            duplicates=counts.duplicates + settled.duplicates,
             truncated=counts.truncated + settled.truncated,
         )
         if self._budget.rows is not None or self.counts.read >= _EARLY_ROWS:

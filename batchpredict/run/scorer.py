@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +65,8 @@ class Scored:
 class Scorer:
     """A model bound to an input's columns. Safe to be called from several threads.
 
-    Pickles as its model package and options; unpickling opens the session again. Raises
-    BatchPredictError where model and columns do not fit.
+    Pickles as its model package and options; unpickling opens the session again, of the same
+    provider and precision. Raises BatchPredictError where model and columns do not fit.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Scorer:
         tuning: Tuning,
         session: Session | None = None,
     ) -> None:
-        self._recipe = (package, binding, options, tuning)
         self._session = session or open_session(package)
+        self._recipe = (package, binding, options, tuning, self._session)
         self._tuning = tuning
         self.encoder = bind(
             package, self._session, binding.offered, binding.complete, binding.column
@@ -92,15 +92,19 @@ class Scorer:
         """Tokenize without padding, or cast; `columns` has at least `encoder.columns`."""
         return self.encoder.prepare(columns)
 
-    def plan(self, prepared: Prepared) -> list[Indices]:
-        """Batches of the rows without a fault."""
-        sound = np.ones(prepared.rows, bool)
+    def plan(self, prepared: Prepared, tuning: Tuning | None = None) -> list[Indices]:
+        """Batches of the rows without a fault, equal rows once.
+
+        `tuning`: of other shapes than the scorer's own.
+        """
+        tuning = tuning or self._tuning
+        sound = prepared.first == np.arange(prepared.rows)
         sound[[fault.index for fault in prepared.faults]] = False
         return plan(
             np.flatnonzero(sound),
             prepared.lengths,
-            self._tuning.batch_rows,
-            self._tuning.batch_tokens,
+            tuning.batch_rows,
+            tuning.batch_tokens,
         )
 
     def infer(self, prepared: Prepared, batch: Indices) -> Inferred:
@@ -123,9 +127,12 @@ class Scorer:
     def finish(self, prepared: Prepared, inferred: Sequence[Inferred]) -> Scored:
         """Scatter the batches' outputs back into row order and make columns of them."""
         whole = _joined(inferred)
-        faults = [*prepared.faults, *whole.faults]
-        order = np.argsort(whole.indices)
-        indices = whole.indices[order]
+        faults = [*prepared.faults, *_fanned_out(whole.faults, prepared.first)]
+        places = np.full(prepared.rows, -1)
+        places[whole.indices] = np.arange(len(whole.indices))
+        order = places[prepared.first]
+        indices = np.flatnonzero(order >= 0)
+        order = order[indices]
         if not len(indices):
             nothing = pa.RecordBatch.from_pylist([], self.head.schema)
             return Scored(indices, nothing, _sorted(faults))
@@ -170,6 +177,15 @@ def _joined(parts: Sequence[Inferred]) -> Inferred:
         np.concatenate(arrays) for arrays in zip(*(part.tensors for part in filled), strict=True)
     ]
     return Inferred(np.concatenate([part.indices for part in filled]), tensors, faults)
+
+
+def _fanned_out(faults: Sequence[Fault], first: Indices) -> list[Fault]:
+    """The same faults for every row with the same model input."""
+    return [
+        replace(fault, index=row)
+        for fault in faults
+        for row in np.flatnonzero(first == fault.index).tolist()
+    ]
 
 
 def _sorted(faults: list[Fault]) -> tuple[Fault, ...]:
