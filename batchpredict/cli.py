@@ -5,10 +5,12 @@ What `--help` does not need is imported where it is used.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -93,9 +95,9 @@ def predict(
     )
     configure_logging(quiet, verbose, log_format, to_stderr=data_on_stdout)
     job = _job(options)
-    _keep_pandas_out()
-    from batchpredict.run import runner
-    from batchpredict.run.progress import Progress, summary
+    with _light_imports():
+        from batchpredict.run import runner
+        from batchpredict.run.progress import Progress, summary
 
     if job.dry_run:
         for line in runner.rehearse(job):
@@ -131,18 +133,23 @@ class _NoPandas:
             raise ModuleNotFoundError("not needed here", name=name)
 
 
-def _keep_pandas_out() -> None:
-    """With its first array pyarrow imports pandas, 0.4 s for nothing, unless it finds none.
+@contextmanager
+def _light_imports() -> Iterator[None]:
+    """Import what a run needs, and no more, with no look at garbage, of which there is none.
 
-    Later it still finds it where a pandas object is asked for.
+    With its first array pyarrow imports pandas, 0.4 s for nothing, unless it finds none; later it
+    still finds it where a pandas object is asked for.
     """
+    gc.disable()
     sys.meta_path.insert(0, _NoPandas)
     try:
         import pyarrow as pa
 
         pa.array([])
+        yield
     finally:
         sys.meta_path.remove(_NoPandas)
+        gc.enable()
 
 
 def _job(options: dict[str, Any]) -> Job:
@@ -189,19 +196,20 @@ def inspect(
     options["column"] = tuple(options["column"])
     import json
 
-    _keep_pandas_out()
     job = Job(
         input_file=(compare_precision or file or "-",),
         model=os.path.expanduser(model),  # noqa: PTH111
         **options,
     )
     if compare_precision:
-        from batchpredict.ops import compare
+        with _light_imports():
+            from batchpredict.ops import compare
 
         comparison = compare.compare(job)
         found, table = compare.facts(comparison), compare.table(comparison)
     else:
-        from batchpredict.run import inspection
+        with _light_imports():
+            from batchpredict.run import inspection
 
         found = inspection.inspect(job, file)
         table = inspection.table(found)
@@ -238,9 +246,9 @@ def tune(
 
     configure_logging(quiet, verbose, log_format, to_stderr=False)
     job = _job(options)
-    _keep_pandas_out()
-    from batchpredict.ops import tuning_files, tuning_report
-    from batchpredict.ops.tune import tune as find
+    with _light_imports():
+        from batchpredict.ops import tuning_files, tuning_report
+        from batchpredict.ops.tune import tune as find
 
     targets = tuning_files.Targets(svg, write_job)
     targets.check()

@@ -7,8 +7,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from tests import models
 
 HEAVY = (
     "boto3", "botocore", "fastavro", "numpy", "onnxruntime", "pandas", "pyarrow", "tokenizers",
@@ -53,3 +56,21 @@ def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+def test_a_run_imports_no_pandas_and_only_the_formats_it_uses(tmp_path: Path) -> None:
+    model = models.write(tmp_path / "model", models.echo_graph({"a": "float32"}))
+    (tmp_path / "in.csv").write_text("a\n1\n")
+    code = (
+        "import gc, sys\n"
+        "from batchpredict.cli import main\n"
+        f"code = main(['--input_file={tmp_path}/in.csv', '--model={model}', '--quiet'])\n"
+        "assert gc.isenabled()\n"
+        "found = {'pandas', 'fastavro', 'boto3', 'pyarrow.parquet'} & set(sys.modules)\n"
+        "assert not found, found\n"
+        "import pandas, pyarrow\n"
+        "assert list(pyarrow.array([1]).to_pandas()) == [1]\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
