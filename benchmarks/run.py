@@ -83,10 +83,10 @@ def _receipt_figures(receipt: dict[str, Any]) -> dict[str, float]:
     figures = {}
     stages = receipt.get("cpu_seconds", {})
     if receipt.get("tool", {}).get("provider", CPU_PROVIDER) != CPU_PROVIDER:
-        # Another provider works in threads of its own, which no caller's clock sees. What is left
-        # of the process includes start-up, so this is more than the stage took, never less.
-        others = (stages[s] for s in stages if s not in (*SCORING_STAGES, "process"))
-        figures["scoring"] = stages["process"] - sum(others)
+        # Another provider works in threads of its own, which no caller's clock sees: what is left
+        # of the run. Whatever is in no stage counts too, so it is more than the stage took.
+        others = (stages[s] for s in stages if s not in (*SCORING_STAGES, "run", "process"))
+        figures["scoring"] = stages["run"] - sum(others)
     elif "infer" in stages:
         figures["scoring"] = sum(stages.get(stage, 0.0) for stage in SCORING_STAGES)
     if "duplicates" in stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -215,6 +215,12 @@ def _records(name: str, title: str, suffix: str, way: str) -> Callable[[Workshop
         contenders = (
             shop.ours("batchpredict", model, given),
             shop.peer(f"{way} loop", loop, [way, model, source, f"{way}-{source.name}"], rows),
+            shop.peer(
+                f"{way} loop default",
+                loop,
+                [f"{way}:default", model, source, f"{way}-default-{source.name}"],
+                rows,
+            ),
         )
         return Section(name, title, contenders)
 
@@ -280,6 +286,19 @@ def startup(shop: Workshop) -> Section:
     return Section("startup", "Start to first scored row, small model", contenders, repeat=5)
 
 
+def duplicates(shop: Workshop) -> Section:
+    """Inputs without equal rows, and a clock around the search for them."""
+    script = str(HERE / "contenders" / "timed_duplicates.py")
+    contenders = tuple(
+        replace(entry, command=(shop.python, script, *entry.command[4:]))
+        for entry in (
+            shop.ours("text", shop.model("minilm"), shop.texts(1000)),
+            shop.ours("tabular", shop.model("linear"), shop.long("csv")),
+        )
+    )
+    return Section("duplicates", "Looking for duplicates", contenders, least_agreement=0.0)
+
+
 _JSONL = "JSON Lines: 1,000,000 rows, linear model"
 _AVRO = "Avro ({}): 1,000,000 rows, linear model"
 SECTIONS: dict[str, Callable[[Workshop], Section]] = {
@@ -297,5 +316,6 @@ SECTIONS: dict[str, Callable[[Workshop], Section]] = {
     "avro_deflate": _records("avro_deflate", _AVRO.format("deflate"), "deflate.avro", "fastavro"),
     "memory": memory,
     "memory_text": memory_text,
+    "duplicates": duplicates,
     "startup": startup,
 }

@@ -1,6 +1,8 @@
 """A plain loop over records: parse, score 4,096 at a time, write.
 
-python record_loop.py orjson|fastavro MODEL_DIR INPUT OUTPUT
+python record_loop.py orjson|fastavro[:default] MODEL_DIR INPUT OUTPUT
+
+The session is as batchpredict's; with `:default` as onnxruntime makes it, with spinning threads.
 """
 
 from __future__ import annotations
@@ -47,8 +49,12 @@ def over_fastavro(session: onnxruntime.InferenceSession, source: Path, target: P
 
 
 if __name__ == "__main__":
-    way, directory, source, target = sys.argv[1], *map(Path, sys.argv[2:])
+    way, _, kind = sys.argv[1].partition(":")
+    directory, source, target = map(Path, sys.argv[2:])
+    options = onnxruntime.SessionOptions()
+    if kind != "default":
+        options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        str(directory / "model.onnx"), providers=["CPUExecutionProvider"]
+        str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
     (over_orjson if way == "orjson" else over_fastavro)(session, source, target)
