@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -131,46 +130,3 @@ class Job:
                 f"--max_rejects={self.max_rejects}: must be a number of rows (100) or a share (5%)"
             )
         return budget
-
-
-def effective_cores() -> int:
-    """Cores this process may use: CPU affinity, and the quota of cgroup v2 or v1."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return max(1, min(cores, round(quota))) if quota else cores
-
-
-def _cgroup_quota() -> float | None:
-    """CPUs of the tightest cgroup quota, None where there is none."""
-    quotas = []
-    for path, read in (
-        ("/sys/fs/cgroup/cpu.max", _read_v2),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _read_v1),
-    ):
-        quota = read(path)
-        if quota:
-            quotas.append(quota)
-    return min(quotas, default=None)
-
-
-def _read_v2(path: str) -> float | None:
-    text = _read(path)
-    if text is None or text.startswith("max"):
-        return None
-    quota, period = text.split()
-    return int(quota) / int(period)
-
-
-def _read_v1(path: str) -> float | None:
-    quota, period = _read(path), _read(path.replace("quota", "period"))
-    if quota is None or period is None or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path) as file:  # noqa: PTH123 - a kernel file, no path operations
-            return file.read().strip()
-    except OSError:
-        return None

@@ -1,18 +1,16 @@
-"""The job: what is refused, the budget, the job file, the cores a process may use."""
+"""The job: what is refused, the budget, the job file."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchpredict import job
 from batchpredict.errors import ConfigInvalid, UsageError
-from batchpredict.job import Budget, Job, effective_cores
+from batchpredict.job import Budget, Job
 from batchpredict.jobfile import read_job_file
 
 KNOWN = {"input_file", "output_file", "model", "limit", "column", "keep", "max_rejects"}
@@ -92,32 +90,6 @@ def test_a_share_that_is_just_reached_is_not_exceeded(permille: int, thousands: 
 
 
 # --- cores
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000"}, 8),
-        ({"cpu.max": "200000 100000"}, 2),
-        ({"cpu.max": "20000 100000"}, 1),
-        ({"cpu.max": "150000 100000"}, 2),
-        ({"cpu.max": "9900000 100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
-    ],
-)
-def test_effective_cores(
-    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(job, "_read", lambda path: files.get(path.removeprefix("/sys/fs/cgroup/")))
-    assert effective_cores() == cores
-
-
-def test_the_kernel_says_something() -> None:
-    assert 1 <= effective_cores() <= (os.cpu_count() or 1)
 
 
 # --- job file

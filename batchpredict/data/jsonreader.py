@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.data.json_columns import Columns, Part, PlainPart, WholePart
 from batchpredict.data.json_plain import Plain, Templates
 from batchpredict.data.json_threads import in_order
@@ -38,7 +39,6 @@ from batchpredict.data.records import (
     Source,
 )
 from batchpredict.errors import InputInvalid, UsageError
-from batchpredict.job import effective_cores
 
 # Blocks are addressed with 32 bits.
 _LARGEST_RECORD = 1 << 30

@@ -26,6 +26,11 @@ _QUANTISED = frozenset(
 )  # fmt: skip
 _QUANTISED_FAMILIES = ("DynamicQuantize", "QLinear", "QOrdered")
 
+# onnx.proto: TensorProto.DataType of weights: floats, and the integers that stand for them.
+_WEIGHTS = frozenset({1, 2, 3, 10, 11, 16})
+# Operators whose vector is as long as the rows they make; others' are scales of blocks.
+_BIASED = frozenset({"Add", "Gemm"})
+
 _HAND_ON = ("ArrayFeatureExtractor", "Cast", "Identity", "Reshape", "ZipMap")
 
 _Value = int | memoryview
@@ -41,7 +46,9 @@ class GraphFile:
     labels in order), from classifier nodes and initializers named "classes…" (skl2onnx).
     `producers`: (output of the graph, operator that makes its values, as "Softmax" or
     "LinearClassifier:NONE" with its post_transform), operators that only hand values on left out.
-    `operators`: names of all, those of subgraphs and functions too, sorted.
+    `operators`: names of all, those of subgraphs and functions too, sorted. `width`: the most
+    values that a node makes of one row or token, as far as weights and n-grams tell; at least 1.
+    `inputs`: names of what a caller has to feed.
     """
 
     opsets: tuple[tuple[str, int], ...]
@@ -49,6 +56,8 @@ class GraphFile:
     classes: tuple[tuple[str, _Classes], ...]
     producers: tuple[tuple[str, str], ...]
     operators: tuple[str, ...]
+    width: int
+    inputs: tuple[str, ...]
 
     @property
     def quantised(self) -> tuple[str, ...]:
@@ -102,6 +111,8 @@ def _read(path: Path, view: memoryview) -> GraphFile:
         tuple(walk.classes),
         tuple((name, walk.origin(name)) for name in walk.outputs),
         tuple(sorted(walk.operators)),
+        max(1, walk.width, *(walk.vectors.get(name, 1) for name in walk.biases)),
+        tuple(name for name in walk.inputs if name not in walk.weights),
     )
 
 
@@ -187,6 +198,11 @@ class _Walk:
     produced: dict[str, tuple[str, str]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     operators: set[str] = field(default_factory=set)
+    width: int = 0
+    vectors: dict[str, int] = field(default_factory=dict)
+    biases: set[str] = field(default_factory=set)
+    weights: set[str] = field(default_factory=set)
+    inputs: list[str] = field(default_factory=list)
 
     def model(self, view: memoryview) -> None:
         for number, value in _fields(view):
@@ -209,13 +225,15 @@ class _Walk:
             self.opsets[domain or "ai.onnx"] = _signed(version)
 
     def graph(self, view: memoryview, *, top: bool = False) -> None:
-        for number, value in _messages(view, 1, 5, 12, 15):
+        for number, value in _messages(view, 1, 5, 11, 12, 15):
             if number == 1:
                 self.node(value)
             elif number == 5:
                 self.tensor(value)
             elif number == 15:
                 self.sparse(value)
+            elif number == 11 and top:
+                self.inputs += [_text(name) for _, name in _messages(value, 1)]
             elif top:
                 self.outputs += [_text(name) for _, name in _messages(value, 1)]
 
@@ -237,6 +255,8 @@ class _Walk:
                     transform = transform_found or transform
                 classes += found
         self.operators.add(operator)
+        if operator in _BIASED:
+            self.biases |= set(inputs)
         self.classes += [(operator, found) for found in classes]
         for name in outputs:
             made_by = f"{operator}:{transform}" if transform else operator
@@ -264,6 +284,8 @@ class _Walk:
                     return [], "LOGISTIC"
             elif number == 4 and name == "post_transform":
                 return [], _text(value)
+            elif number == 8 and name == "ngram_indexes":  # a TfIdfVectorizer counts each of them
+                self.width = max(self.width, 1 + max(_packed(value), default=0))
             elif number in (7, 8, 9):
                 # Lists of numbers or texts: a tree ensemble has millions, and an attribute that
                 # holds them holds no tensors.
@@ -287,6 +309,7 @@ class _Walk:
     def tensor(self, view: memoryview) -> None:
         texts: list[str] = []
         numbers: list[int] = []
+        dims: list[int] = []
         name, kind = "", 0
         small = len(view) < _MOST_CLASS_BYTES
         for number, value in _fields(view):
@@ -294,6 +317,8 @@ class _Walk:
                 entry = {key: _text(item) for key, item in _fields(value)}
                 if entry.get(1) == "location":
                     self.external.add(entry.get(2, ""))
+            elif number == 1:
+                dims += _packed(value)
             elif number == 2 and isinstance(value, int):
                 kind = value
             elif number == 8:
@@ -304,8 +329,18 @@ class _Walk:
                 numbers += _packed(value)
             elif small and number == 9 and kind == _INT64 and not isinstance(value, int):
                 numbers += [item for (item,) in struct.iter_unpack("<q", value)]
+        self.weight(name, kind, dims)
         if name.startswith("classes") and (texts or numbers):
             self.classes.append(("initializer", tuple(texts) if texts else tuple(numbers)))
+
+    def weight(self, name: str, kind: int, dims: list[int]) -> None:
+        self.weights.add(name)
+        if kind not in _WEIGHTS or not dims:
+            return
+        if len(dims) == 1:
+            self.vectors[name] = dims[0]
+        else:
+            self.width = max(self.width, dims[-1])
 
 
 def _class_attribute(view: memoryview) -> list[_Classes]:

@@ -44,7 +44,8 @@ class ModelPackage:
     `sha256sum FILES… | LC_ALL=C sort -k2 | sha256sum` prints in the directory.
     `labels`, `problem_type`, `pad_id`, `pad_token`, `vocab_size`, `max_length`: None where no
     file says. `max_length`: tokens of a row with its special tokens. `tokenizer`: absolute path.
-    `prompt`: what sentence-transformers puts before a text by default.
+    `prompt`: what sentence-transformers puts before a text by default. `heads`: of a layer's
+    attention, None where the configuration does not say.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelPackage:
     max_length: int | None
     tokenizer: Path | None
     prompt: str
+    heads: int | None
     manifest: Manifest
     graph_file: GraphFile
 
@@ -99,6 +101,7 @@ def read_package(path: str | Path) -> ModelPackage:
         max_length=manifest.max_length or config.max_length(),
         tokenizer=directory / "tokenizer.json" if "tokenizer.json" in present else None,
         prompt=config.prompt(),
+        heads=config.heads(),
         manifest=manifest,
         graph_file=graph_file,
     )
@@ -245,6 +248,10 @@ class _Config:
         )
         lengths = [length for length in stated if length and 0 < length < _NO_LENGTH]
         return min(lengths, default=None)
+
+    def heads(self) -> int | None:
+        stated = (self.whole("config.json", name) for name in ("num_attention_heads", "n_heads"))
+        return next((count for count in stated if count), None)
 
     def prompt(self) -> str:
         name = "config_sentence_transformers.json"

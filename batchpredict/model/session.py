@@ -19,8 +19,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.errors import ConfigInvalid
-from batchpredict.job import effective_cores
 from batchpredict.model.contracts import Feeds, Tensor
 from batchpredict.model.package import ModelPackage
 

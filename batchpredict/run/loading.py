@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.errors import ConfigInvalid
 from batchpredict.job import Job
 from batchpredict.model.manifest import Golden
@@ -16,6 +17,7 @@ from batchpredict.model.outputs import HeadOptions
 from batchpredict.model.package import ModelPackage, read_package
 from batchpredict.model.session import Session, open_session
 from batchpredict.run.planning import Plan, plan_of
+from batchpredict.run.room import room_of
 from batchpredict.run.scorer import Binding, Scorer
 from batchpredict.run.tuned import stored_tuning
 
@@ -38,21 +40,29 @@ class LoadedModel:
         return Scorer(self.package, binding, self.options, self.plan.tuning, self.session)
 
 
-def load_model(job: Job) -> LoadedModel:
-    """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid."""
+def load_model(job: Job, *, parquet: bool = False) -> LoadedModel:
+    """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid.
+
+    `parquet`: whether an output is written as such, which takes memory of its own.
+    """
     package = read_package(job.model)
+    room = room_of(job, package, parquet=parquet)
+    callers = job.workers
+    if room is not None:
+        room.check()
+        callers = room.callers(job.workers or effective_cores())
     session = open_session(
         package,
         provider=job.provider,
         precision=job.precision,
         graph=_variant(package, job),
-        callers=job.workers,
+        callers=callers,
     )
     model = LoadedModel(
         package,
         session,
         HeadOptions(job.scores, job.threshold, job.outputs, job.prefix),
-        plan_of(job, session, stored_tuning(job, package, session)),
+        plan_of(job, session, stored_tuning(job, package, session), room),
     )
     _check_golden(model)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.job import (
     BATCH_TOKENS,
     OPENVINO_BATCH_TOKENS,
@@ -13,9 +14,10 @@ from batchpredict.job import (
     WINDOW_BYTES,
     WINDOW_ROWS,
     Job,
-    effective_cores,
 )
 from batchpredict.model.session import Session
+from batchpredict.run.memory import Sizes
+from batchpredict.run.room import Room
 from batchpredict.run.scorer import Tuning
 from batchpredict.run.tuned import StoredTuning
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Windows that may wait between two stages.
 _QUEUE_DEPTH = 2
+# What shapes bytes in int8 and bf16: kept as the job says, or refused.
+_BATCH = ("batch_rows", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Plan:
 
     `workers`: callers of the session side by side. A window ends after `window_rows` rows or
     `window_bytes` bytes of input. `queue_depth`: windows that may wait between two stages.
-    `sizes_from`: where batch_rows, batch_tokens and workers come from: job, tuning or default.
+    `sizes_from`: where batch_rows, batch_tokens and workers come from: job, tuning, default or
+    memory (a limit left no room for more).
     """
 
     tuning: Tuning
@@ -45,8 +50,38 @@ class Plan:
     sizes_from: dict[str, str] = field(default_factory=dict)
 
 
-def plan_of(job: Job, session: Session, stored: StoredTuning | None = None) -> Plan:
-    """What the job says, else what `tune` has found, else the measured defaults."""
+def plan_of(
+    job: Job,
+    session: Session,
+    stored: StoredTuning | None = None,
+    room: Room | None = None,
+) -> Plan:
+    """What the job says, else what `tune` has found, else the measured defaults.
+
+    `room`: what they are held to. Raises ConfigInvalid where batches that the job asks for do not
+    fit in it.
+    """
+    sizes, origins = _asked(job, session, stored)
+    wanted = Sizes(
+        **sizes, window_rows=WINDOW_ROWS, window_bytes=WINDOW_BYTES, queue_depth=_QUEUE_DEPTH
+    )
+    pinned = frozenset(name for name in _BATCH if origins[name] == "job")
+    taken = room.sizes(wanted, pinned) if room else wanted
+    origins |= {n: "memory" for n in origins if getattr(taken, n) < getattr(wanted, n)}
+    return Plan(
+        Tuning(taken.batch_rows, taken.batch_tokens),
+        taken.workers,
+        taken.window_rows,
+        taken.window_bytes,
+        taken.queue_depth,
+        origins,
+    )
+
+
+def _asked(
+    job: Job, session: Session, stored: StoredTuning | None
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes of batches and callers, and where each comes from."""
     sizes = {
         "batch_rows": TEXT_BATCH_ROWS if reads_text(session) else TABULAR_BATCH_ROWS,
         "batch_tokens": OPENVINO_BATCH_TOKENS if "OpenVINO" in session.provider else BATCH_TOKENS,
@@ -62,8 +97,7 @@ def plan_of(job: Job, session: Session, stored: StoredTuning | None = None) -> P
     if stored is not None and "tuning" in origins.values():
         found = [f"{name} {sizes[name]}" for name in sizes if origins[name] == "tuning"]
         logger.info("tuned on %s: %s (%s)", stored.tuned[:10], ", ".join(found), stored.path)
-    tuning = Tuning(sizes["batch_rows"], sizes["batch_tokens"])
-    return Plan(tuning, sizes["workers"], WINDOW_ROWS, WINDOW_BYTES, _QUEUE_DEPTH, origins)
+    return sizes, origins
 
 
 def reads_text(session: Session) -> bool:

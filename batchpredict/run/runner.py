@@ -57,7 +57,7 @@ def run(job: Job, watch: Watch) -> Outcome:
     """
     tasks, missing = tasks_of(job)
     _check_creatable(tasks, job)
-    model = load_model(job)
+    model = load_model(job, parquet=any(task.output_format == "parquet" for task in tasks))
     receipts: list[Receipt] = []
     codes: list[int] = []
     for lost in missing:
@@ -93,7 +93,7 @@ def rehearse(job: Job) -> tuple[str, ...]:
     if missing:
         raise missing[0]
     _check_creatable(tasks, job)
-    model = load_model(job)
+    model = load_model(job, parquet=any(task.output_format == "parquet" for task in tasks))
     return tuple(_rehearse_task(task, job, model) for task in tasks)
 
 
@@ -165,8 +165,8 @@ class _Settled:
 
 def _score(opened: Opened, job: Job, model: LoadedModel, times: StageTimes) -> Iterator[_Settled]:
     """The windows of an input, scored, in order."""
-    scorer, reader, plan = opened.scorer, opened.reader, model.plan
-    blocks = reader.records(opened.selection)
+    scorer, plan = opened.scorer, model.plan
+    blocks = opened.reader.records(opened.selection)
     rows = times.each("read", windows(blocks, plan.window_rows, plan.window_bytes, job.limit))
     callers = ThreadPoolExecutor(plan.workers, "caller")
     try:

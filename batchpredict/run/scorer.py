@@ -108,21 +108,25 @@ class Scorer:
         )
 
     def infer(self, prepared: Prepared, batch: Indices) -> Inferred:
-        """Run the session on one batch; on failure halve it until the rows at fault are found."""
+        """Run the session on one batch; on failure halve it until the rows at fault are found.
+
+        Memory that runs out while a batch is fed or run is such a failure.
+        """
         # A batch of one row is run as two equal ones: one-row matrix products take another code
         # path and differ in the last bits, and a score must not depend on a row's neighbours.
         rows = np.repeat(batch, 2) if len(batch) == 1 else batch
         try:
             raw = self._session.run(self.head.fetch, self.encoder.feeds(prepared, rows))
-        except InferenceFailed as error:
-            if len(batch) == 1:
-                fault = Fault(int(batch[0]), "inference_failed", str(error))
-                return Inferred(batch[:0], [], (fault,))
-            half = len(batch) // 2
-            parts = [self.infer(prepared, part) for part in (batch[:half], batch[half:])]
-            return _joined(parts)
-        tensors = self.head.tensors(raw, len(rows))
-        return Inferred(batch, [tensor[: len(batch)] for tensor in tensors], ())
+            tensors = self.head.tensors(raw, len(rows))
+        except (InferenceFailed, MemoryError) as error:
+            why = str(error) or type(error).__name__
+        else:
+            return Inferred(batch, [tensor[: len(batch)] for tensor in tensors], ())
+        # Not in the handler: there the error still holds the frames, and they the whole feeds.
+        if len(batch) == 1:
+            return Inferred(batch[:0], [], (Fault(int(batch[0]), "inference_failed", why),))
+        half = len(batch) // 2
+        return _joined([self.infer(prepared, part) for part in (batch[:half], batch[half:])])
 
     def finish(self, prepared: Prepared, inferred: Sequence[Inferred]) -> Scored:
         """Scatter the batches' outputs back into row order and make columns of them."""

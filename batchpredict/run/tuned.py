@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.errors import OutputNotCreatable
-from batchpredict.job import Job, effective_cores
+from batchpredict.job import Job
 from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import Session, runtime_version
 
@@ -75,8 +76,10 @@ def cpu_name() -> str:
 
 def tuning_directory() -> Path | None:
     """Where tunings are kept; None where the environment names no home for it."""
-    home = os.environ.get("HOME")
-    state = os.environ.get("XDG_STATE_HOME") or (home and f"{home}/.local/state")
+    home, state = os.environ.get("HOME"), os.environ.get("XDG_STATE_HOME", "")
+    # A relative path is to be ignored (XDG Base Directory Specification).
+    if not Path(state).is_absolute():
+        state = f"{home}/.local/state" if home else ""
     return Path(state).absolute() / "batchpredict" / "tuning" if state else None
 
 
