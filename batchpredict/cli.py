@@ -192,6 +192,8 @@ def inspect(
     from batchpredict.log import configure_logging
 
     configure_logging(quiet=True, verbose=False, log_format="text", to_stderr=True)
+    if file and compare_precision:
+        raise UsageError(f"{file}: --compare_precision names its own file; leave one of them out")
     options["delimiter"] = "\t" if options["delimiter"] in ("tab", "\\t") else options["delimiter"]
     options["column"] = tuple(options["column"])
     import json

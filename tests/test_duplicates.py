@@ -52,6 +52,14 @@ def test_many_columns() -> None:
     assert first_equal(columns).tolist() == (np.arange(300) % 7).tolist()
 
 
+def test_doubles_of_whole_numbers() -> None:
+    """Their last bits are all zero."""
+    random = np.random.default_rng(1)
+    columns = [random.integers(0, 2, 4000).astype(np.float64).view(np.uint64) for _ in range(9)]
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert first_equal(columns).tolist() == [rows.index(row) for row in rows]
+
+
 def test_bits_count_not_numbers(tmp_path: Path) -> None:
     """0.0 and -0.0 are equal and not the same input; two missing values are."""
     graph = models.echo_graph({"a": "float32", "b": "string"})

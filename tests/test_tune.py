@@ -484,7 +484,7 @@ def test_tune_then_predict(tmp_path: Path) -> None:
     assert set(receipt_of(tmp_path / "o.csv")["plan"]["sizes_from"].values()) == {"job"}
 
 
-def test_what_cannot_be_stored_is_printed(tmp_path: Path) -> None:
+def test_what_cannot_be_stored_is_not_measured(tmp_path: Path) -> None:
     finished = commands.run(
         "tune", f"--input_file={FLIGHTS}", f"--model={DELAYS}", "--seconds=0.7", cwd=tmp_path
     )

@@ -165,6 +165,10 @@ class _Scan:
         begins. What is proven is that every byte is part of a literal or of one scalar.
         """
         literals = template.literals
+        # A record that is too short cannot follow it. This also bounds what `_has` copies by the
+        # size of the block, however long a literal and however many short records there are.
+        least = sum(map(len, literals)) + len(literals) - 1
+        rows = rows[self._ends[rows] - self._starts[rows] >= least]
         borders = np.empty((len(literals), len(rows)), np.int64)
         borders[0] = self._starts[rows]
         quote = np.searchsorted(self._quotes, borders[0])

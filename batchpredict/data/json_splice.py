@@ -20,6 +20,8 @@ _Bytes = npt.NDArray[np.uint8]
 
 # Arrow addresses a column's bytes with 31 bits; windows are far smaller but for huge records.
 _LARGEST = 1 << 28
+# With the members added; one Arrow array of bytes holds less than 2 GiB.
+_LARGEST_JOINED = 1 << 30
 # White space at the end of a record, or before its closing brace, that is stepped over.
 _MOST_BLANKS = 8
 
@@ -79,15 +81,20 @@ def spliced(
     at = _insertion_points(data, borders)
     if at is None:
         return None
+    keys = [f", {json.dumps(name, ensure_ascii=False)}: ".encode() for name in names]
+    texts = [json_texts(column) for column in columns]
+    size = raw.nbytes + len(raw) * sum(map(len, keys)) + sum(text.nbytes for text in texts)
+    # Arrow makes chunks of texts that one array cannot hold.
+    if size > _LARGEST_JOINED or any(isinstance(text, pa.ChunkedArray) for text in texts):
+        return None
     # Each stretch is the end of one record and the beginning of the next; they need no copy.
     begins = np.concatenate((borders[:1], at)).astype(np.int32)
     stretches = pa.Array.from_buffers(
         pa.binary(), len(raw), [None, pa.py_buffer(begins), pa.py_buffer(data)]
     )
     parts: list[pa.Array | bytes] = [stretches]
-    for name, column in zip(names, columns, strict=True):
-        parts.append(f", {json.dumps(name, ensure_ascii=False)}: ".encode())
-        parts.append(json_texts(column).cast(pa.binary()))
+    for key, text in zip(keys, texts, strict=True):
+        parts += [key, text.cast(pa.binary())]
     lines = _bytes_of(pc.binary_join_element_wise(*parts, b""))[1]
     return [lines.data, data[at[-1] :].data]
 

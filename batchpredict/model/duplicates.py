@@ -21,7 +21,9 @@ def first_equal(keys: Sequence[npt.NDArray[np.unsignedinteger]]) -> Rows:
     rows = len(keys[0])
     digests = np.zeros(rows, np.uint64)
     for number, key in enumerate(keys):
-        digests += key * _MULTIPLIERS[number % len(_MULTIPLIERS)]
+        # Doubles of small whole numbers end in zeros, which multiplying keeps.
+        mixed = key ^ (key >> np.uint64(32)) if key.itemsize == 8 else key
+        digests += mixed * _MULTIPLIERS[number % len(_MULTIPLIERS)]
         if number >= len(_MULTIPLIERS):
             digests ^= digests >> np.uint64(29)
     first = np.arange(rows)

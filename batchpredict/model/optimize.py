@@ -91,8 +91,15 @@ def _nothing_to_quantise(package: ModelPackage) -> ConfigInvalid:
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path is to be ignored (XDG Base Directory Specification).
-    root = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return root / "batchpredict" / "optimized"
+    if Path(base).is_absolute():
+        return Path(base) / "batchpredict" / "optimized"
+    try:
+        return Path("~/.cache/batchpredict/optimized").expanduser()
+    except RuntimeError as error:
+        raise ConfigInvalid(
+            "--precision=int8 keeps its variant in the home directory, and this user has none; set"
+            " XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def _is_whole(target: Path) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchpredict.data.naming import tasks_of
-from batchpredict.errors import ConfigInvalid, InputInvalid
+from batchpredict.errors import ConfigInvalid, InputInvalid, UsageError
 from batchpredict.job import Job, Precision
 from batchpredict.model.contracts import Prepared
 from batchpredict.model.decoding import Decoded
@@ -111,7 +111,9 @@ def compare(job: Job, rows: int = ROWS, seconds: float = SECONDS) -> Comparison:
     Takes about `seconds`, loading apart: fewer rows where the model is slow. All variants are in
     memory together. Raises BatchPredictError where the model itself cannot be run, or no row.
     """
-    (task,), _ = tasks_of(job)
+    (task, *more), _ = tasks_of(job)
+    if more:
+        raise UsageError(f"{job.input_file[0]}: means {len(more) + 1} files; name one of them")
     own = load_model(_job_in(job, "model"))
     columns = first_rows(task, _job_in(job, "model"), own, rows)
     if not columns.num_rows:

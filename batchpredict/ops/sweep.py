@@ -111,13 +111,14 @@ class _Book:
     def noise(self, passes: int) -> float:
         """The share by which two medians of `passes` passes may differ by chance.
 
-        Two standard errors; the deviation is judged by how the default differs from itself.
+        Three standard errors, for it is the best of many that is judged; the deviation is taken
+        from how the default differs from itself.
         """
         own = self.ratios[self.default]
         if not own:
             return math.inf
         deviation = 1.5 * median(abs(ratio - 1) for ratio in own)
-        return max(_LEAST_GAIN, 2 * deviation / math.sqrt(max(passes, 1)))
+        return max(_LEAST_GAIN, 3 * deviation / math.sqrt(max(passes, 1)))
 
 
 def _rate(found: Pass) -> float:

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchpredict.cgroup import effective_cores
 from batchpredict.data.locations import is_stream
 from batchpredict.data.naming import tasks_of
 from batchpredict.errors import BatchPredictError, InputInvalid, UsageError
-from batchpredict.job import Job, effective_cores
+from batchpredict.job import Job
 from batchpredict.model.contracts import Prepared
 from batchpredict.ops import compare
 from batchpredict.ops.sweep import Pass, Ranking, Sizes, sweep
@@ -36,6 +37,7 @@ from batchpredict.run.scorer import Scorer, Tuning
 from batchpredict.run.tuned import TuningKey, key_of, store_tuning
 from batchpredict.run.windows import windows
 
+_MOST_SECONDS = 86_400
 _TOKENS = tuple(64 << power for power in range(8))  # 64 to 8192
 _TABULAR_ROWS = tuple(256 << power for power in range(9))  # 256 to 65536
 # A graph that takes a lone string may need megabytes for each.
@@ -100,8 +102,10 @@ class Found:
 
 def tune(job: Job, seconds: float) -> Found:
     """Sweep for at most `seconds`, loading the model counted. Raises BatchPredictError."""
-    if not seconds > 0:
-        raise UsageError(f"--seconds={seconds:g}: must be more than 0")
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise UsageError(f"--seconds={seconds:g}: must be more than 0, at most {_MOST_SECONDS}")
+    if job.dry_run:
+        raise UsageError("--dry_run: tune scores rows; leave it out")
     begin = time.monotonic()
     job = _bare(job)
     model = load_model(job)

@@ -15,6 +15,7 @@ from batchpredict.errors import OutputNotCreatable, UsageError
 from batchpredict.job import Job
 from batchpredict.ops.tune import Found, store
 from batchpredict.ops.tuning_report import svg
+from batchpredict.run.tuned import check_storable
 
 # Of the measuring, not of the job it was done for.
 _LEFT_OUT = ("column", "dry_run", "limit", "no_tuning")
@@ -34,6 +35,8 @@ class Targets:
             check_creatable(self.svg, None, "--svg")
         if self.job_file:
             check_new(self.job_file)
+        else:
+            check_storable()
 
     def write(self, job: Job, found: Found) -> Iterator[str]:
         """Write them, then store the winner; a line about each. Raises OutputNotCreatable."""
