@@ -51,7 +51,9 @@ def as_text(array: pa.Array) -> pa.StringArray:
     if pt.is_float16(kind):
         return _floats_named(pa.array(_half_texts(array), pa.string()))
     if pt.is_floating(kind):
-        return _floats_named(array.cast(pa.string()))
+        text = array.cast(pa.string())
+        all_finite = not pc.any(pc.invert(pc.is_finite(array))).as_py()
+        return text if all_finite else _floats_named(text)
     if pt.is_temporal(kind) and not pt.is_duration(kind):
         return _temporal_text(array)
     if pt.is_duration(kind):

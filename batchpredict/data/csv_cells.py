@@ -41,8 +41,10 @@ def cell_array(
     data = np.frombuffer(block, np.uint8)
     quoted = (begins < ends) & (data[np.minimum(begins, len(data) - 1)] == ord('"'))
     cells = slices(block, begins + quoted, ends - quoted)
+    if not quoted.any():
+        return cells
     doubled = pc.match_substring(cells, b'""')
-    if not quoted.any() or not pc.any(doubled).as_py():
+    if not pc.any(doubled).as_py():
         return cells
     single = pc.replace_substring(cells, b'""', b'"')
     return pc.if_else(pc.and_(doubled, pa.array(quoted)), single, cells)
@@ -55,8 +57,12 @@ def data_of(array: pa.BinaryArray) -> memoryview:
     return memoryview(data)[positions[0] : positions[-1]]
 
 
-def split_line_ends(raw: pa.BinaryArray) -> tuple[pa.BinaryArray, pa.BinaryArray]:
-    """Records without their line ends, and these (LF, CRLF, or nothing at the end of a file)."""
+def split_at_contents(raw: pa.BinaryArray) -> tuple[pa.BinaryArray, memoryview]:
+    """Records cut where their contents end, before LF, CRLF, or the end of a file.
+
+    Each piece is the line end of one record and the content of the next, so that nothing is
+    copied; beside them what is behind the last content. `raw`: at least one record.
+    """
     _, bounds, buffer = raw.buffers()
     positions = np.frombuffer(bounds, np.int32)[raw.offset : raw.offset + len(raw) + 1]
     edges = positions.astype(np.int64)
@@ -65,4 +71,5 @@ def split_line_ends(raw: pa.BinaryArray) -> tuple[pa.BinaryArray, pa.BinaryArray
     line_feed = data[ends - 1] == 10
     carriage_return = line_feed & (ends - starts > 1) & (data[ends - 2] == 13)
     contents = ends - line_feed - carriage_return
-    return slices(buffer, starts, contents), slices(buffer, contents, ends)
+    bounds = np.concatenate((edges[:1], contents)).astype(np.int32)
+    return _binary(bounds, buffer), memoryview(buffer)[contents[-1] : edges[-1]]

@@ -148,15 +148,19 @@ def _cut_regular(block: bytes, base: int, grammar: Grammar, final: bool) -> Cut:
     cells = np.diff(last, prepend=-1)
     blank = contents == starts
     good = (cells == grammar.columns) & ~blank
-    first = last[good] - (grammar.columns - 1)
-    cell_ends = separators[first[:, None] + np.arange(grammar.columns)]
+    if good.all():
+        cell_ends = separators[: len(last) * grammar.columns].reshape(-1, grammar.columns)
+    else:
+        first = last[good] - (grammar.columns - 1)
+        cell_ends = separators[first[:, None] + np.arange(grammar.columns)]
     cell_ends[:, -1] = contents[good]
     flaws = tuple(
         _wrong_count(base + int(starts[i]), base + int(ends[i]), int(cells[i]), grammar.columns)
         for i in np.flatnonzero(~good & ~blank)
     )
     consumed = base + (int(ends[-1]) if len(ends) else 0)
-    return Cut(starts[good] + base, ends[good] + base, cell_ends + base, flaws, consumed)
+    cell_ends += base
+    return Cut(starts[good] + base, ends[good] + base, cell_ends, flaws, consumed)
 
 
 def _separators(
@@ -293,6 +297,8 @@ def _overlong(block: bytes, start: int, grammar: Grammar, final: bool) -> Record
 
 
 def _join(parts: list[Cut]) -> Cut:
+    if len(parts) == 1:
+        return parts[0]
     return Cut(
         np.concatenate([part.starts for part in parts]),
         np.concatenate([part.ends for part in parts]),

@@ -165,9 +165,12 @@ class CsvReader:
         found = _without_invalid_utf8(block, found)
         begins = np.array([flaw.start for flaw in found.flaws], np.int64)
         line_feeds = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
-        rank = np.searchsorted(begins, found.starts)
+        rank = np.searchsorted(begins, found.starts) if len(begins) else 0
         rows = place.row + np.arange(len(found.starts)) + rank
-        lines = place.line + np.searchsorted(line_feeds, found.starts)
+        if np.array_equal(found.ends - 1, line_feeds):  # a record is a line, throughout
+            lines = place.line + np.arange(len(line_feeds))
+        else:
+            lines = place.line + np.searchsorted(line_feeds, found.starts)
         flaw_rows = place.row + np.arange(len(begins)) + np.searchsorted(found.starts, begins)
         flaw_lines = place.line + np.searchsorted(line_feeds, begins)
         rejects = [
@@ -212,7 +215,7 @@ class CsvReader:
         struct = (
             pa.StructArray.from_arrays(arrays, names=list(names))
             if arrays
-            else (pa.array([{}] * len(found.starts), pa.struct([])))
+            else pa.StructArray.from_buffers(pa.struct([]), len(found.starts), [None])
         )
         return pa.RecordBatch.from_struct_array(struct)
 

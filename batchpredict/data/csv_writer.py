@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchpredict.data import conversion
-from batchpredict.data.csv_cells import data_of, split_line_ends
+from batchpredict.data.csv_cells import data_of, split_at_contents
 from batchpredict.data.csv_reader import CsvReader
 from batchpredict.data.encoding import encoded
 from batchpredict.data.records import Layout, Records
@@ -44,22 +44,28 @@ class CsvWriter:
 
     def write(self, records: Records, added: pa.RecordBatch) -> None:
         """See Writer.write."""
+        if not len(records):
+            return
         cells = [self._quote(conversion.as_text(column)) for column in added.columns]
         if self._carry == "record":
-            content, line_ends = split_line_ends(records.raw)
-            cells.insert(0, content)
-        elif self._carry == "cell":
+            content, rest = split_at_contents(records.raw)
+            self._sink.write(data_of(self._joined([content, *cells], b"")))
+            self._sink.write(rest)
+            return
+        if self._carry == "cell":
             cells = [*records.kept.columns, *cells]
         else:
             kept = (self._quote(conversion.as_text(column)) for column in records.kept.columns)
             cells = [*kept, *cells]
-        if self._carry != "record":
-            line_ends = pa.scalar(self._line_end, pa.binary())
-        if not cells or not len(records):
-            return
-        joined = pc.binary_join_element_wise(*cells, pa.scalar(self._delimiter, pa.binary()))
-        lines = pc.binary_join_element_wise(joined, line_ends, pa.scalar(b"", pa.binary()))
-        self._sink.write(data_of(lines))
+        if cells:
+            self._sink.write(data_of(self._joined(cells, self._line_end)))
+
+    def _joined(self, cells: list[pa.BinaryArray], end: bytes) -> pa.BinaryArray:
+        """Cells of a row with delimiters between them, and `end`."""
+        parts: list[pa.BinaryArray | bytes] = [cells[0]]
+        for cell in cells[1:]:
+            parts += [self._delimiter, cell]
+        return pc.binary_join_element_wise(*parts, end, b"")
 
     def _quote(self, text: pa.StringArray) -> pa.BinaryArray:
         """Cells as they are spelled: quotes only where needed, null as the empty cell."""
@@ -79,6 +85,9 @@ class CsvWriter:
 
 
 def _needs_quotes(cells: pa.BinaryArray, delimiter: bytes) -> pa.BooleanArray:
+    data = bytes(data_of(cells))
+    if len(data.translate(None, delimiter + b'"\n\r')) == len(data):
+        return pa.repeat(pa.scalar(False), len(cells))
     needed = pc.match_substring(cells, delimiter)
     for special in (b'"', b"\n", b"\r"):
         needed = pc.or_(needed, pc.match_substring(cells, special))

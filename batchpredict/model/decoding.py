@@ -291,7 +291,10 @@ class Labelled:
 def _texts(values: npt.NDArray[Any]) -> pa.Array:
     """Class labels as text: 3 for 3, true for True; whole floats as scikit-learn names them."""
     if values.dtype == object:
-        return pa.array([str(value) for value in values.tolist()], pa.string())
+        try:
+            return pa.array(values, pa.string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # not all of them are str
+            return pa.array([str(value) for value in values.tolist()], pa.string())
     if values.dtype.kind == "U":
         return pa.array(values.tolist(), pa.string())
     return pa.array(values).cast(pa.string())
