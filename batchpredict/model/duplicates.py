@@ -28,12 +28,17 @@ def first_equal(keys: Sequence[npt.NDArray[np.unsignedinteger]]) -> Rows:
             digests ^= digests >> np.uint64(29)
     first = np.arange(rows)
     ordered = np.sort(digests)
-    if not (ordered[1:] == ordered[:-1]).any():
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
         return first
-    order = np.argsort(digests, kind="stable")
-    begins = np.concatenate([[True], digests[order][1:] != digests[order][:-1]])
-    first[order] = order[begins][np.cumsum(begins) - 1]
-    later = np.flatnonzero(first != np.arange(rows))
+    # Most windows have few such rows, and only these are grouped.
+    repeated = np.unique(repeated)
+    groups = np.minimum(np.searchsorted(repeated, digests), len(repeated) - 1)
+    candidates = np.flatnonzero(repeated[groups] == digests)
+    leaders = np.full(len(repeated), rows)
+    np.minimum.at(leaders, groups[candidates], candidates)
+    first[candidates] = leaders[groups[candidates]]
+    later = candidates[first[candidates] != candidates]
     # Different rows may have one digest; then the later one is a row of its own.
     same = np.ones(len(later), bool)
     for key in keys:
