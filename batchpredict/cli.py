@@ -25,16 +25,7 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.options import (
-    JOB_FILE,
-    engine_options,
-    file_options,
-    input_options,
-    job_option,
-    logging_options,
-    model_option,
-    scoring_options,
-)
+from batchpredict.options import JOB_FILE, input_options, predict_options
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -77,13 +68,7 @@ def cli() -> None:
 
 
 @cli.command()
-@job_option
-@file_options
-@model_option
-@input_options
-@scoring_options
-@engine_options
-@logging_options
+@predict_options
 def predict(
     progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
 ) -> int:
@@ -220,13 +205,7 @@ def inspect(
 
 
 @cli.command()
-@job_option
-@file_options
-@model_option
-@input_options
-@scoring_options
-@engine_options
-@logging_options
+@predict_options
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="For all of it.")
 @click.option("--svg", metavar="FILE", help="Draw the curve into FILE.")
 @click.option("--write_job", metavar="FILE", help="Make a job file with these options and sizes.")

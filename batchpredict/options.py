@@ -203,3 +203,12 @@ logging_options = _options(
     _option("verbose", is_flag=True, default=False, help="More detail in the log."),
     _option("log_format", type=click.Choice(["text", "json"]), default="text"),
 )
+predict_options = _options(
+    job_option,
+    file_options,
+    model_option,
+    input_options,
+    scoring_options,
+    engine_options,
+    logging_options,
+)

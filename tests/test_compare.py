@@ -14,7 +14,9 @@ from onnx import helper
 from batchpredict.errors import InputInvalid
 from batchpredict.job import Job
 from batchpredict.model import session
+from batchpredict.model.session import InferenceFailed
 from batchpredict.ops.compare import Compared, Comparison, compare, facts, table
+from batchpredict.run.loading import LoadedModel, load_model
 from tests import models
 
 HAS_BF16 = find_spec("onnxruntime_ep_openvino") is not None and bool(
@@ -126,3 +128,21 @@ def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("a,b,c\nx,1,1\n")
     with pytest.raises(InputInvalid, match="can be scored"):
         compare(job(matmul(tmp_path / "model", 2), tmp_path / "in.csv"))
+
+
+def test_a_precision_that_fails_on_every_row_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InferenceFailed("no kernel")
+
+    def loaded(job: Job) -> LoadedModel:
+        model = load_model(job)
+        if job.precision == "int8":
+            monkeypatch.setattr(model.session, "run", fails)
+        return model
+
+    monkeypatch.setattr("batchpredict.ops.compare.load_model", loaded)
+    found = by_name(compare(job(matmul(tmp_path / "m", 3), rows(tmp_path / "in.csv"))))
+    assert "no kernel" in (found["int8"].refusal or "")
+    assert found["model"].refusal is None

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from batchpredict.data import json as json_format
-from batchpredict.data import json_plain, jsonreader, jsontext
+from batchpredict.data import json_plain, json_splice, jsonreader, jsontext
 from batchpredict.data.json_numbers import are_scalars
 from batchpredict.data.json_plain import Templates
+from batchpredict.data.json_splice import spliced
 from batchpredict.data.json_template import template_of
 from batchpredict.data.json_threads import in_order
 from batchpredict.data.records import Dialect, Layout, Selection
@@ -351,6 +352,9 @@ def test_columns_are_spliced_as_rows_are(monkeypatch, data, column):
     if not added:
         return
     quick = written(added)
+    monkeypatch.setattr(json_splice, "_LARGEST_JOINED", 1)  # longer windows go row by row
+    assert spliced(blocks[0].raw, ["p", 'q"'], added[0].columns) is None
+    assert quick == written(added)
     monkeypatch.setattr(json_format, "spliced", lambda *_: None)
     assert quick == written(added)
 
@@ -389,3 +393,24 @@ def test_any_number_of_threads_reads_the_same(monkeypatch):
     assert found[0] == found[1] == found[2]
     rejects = [reject for block in found[0][0][2:] for reject in block[-1]]
     assert [reject.row for reject in rejects] == list(range(8, 4001, 97))
+
+
+def test_a_long_literal_is_not_looked_for_in_short_records(monkeypatch):
+    """Copying it for every record of a block would take gigabytes."""
+    copied = []
+    has = json_plain._Scan._has
+
+    def counted(self, literal, at):
+        copied.append(len(literal) * len(at))
+        return has(self, literal, at)
+
+    monkeypatch.setattr(json_plain._Scan, "_has", counted)
+    data = b'{"%s": 1}\n' % (b"k" * 4000) + b'{"a": 1}\n' * 5000
+    rows = sum(
+        len(block)
+        for block in json_format.open_reader(Memory(data), Dialect(), False).records(
+            Selection(("a",), (), "record")
+        )
+    )
+    assert rows == 5001
+    assert max(copied) <= len(data)

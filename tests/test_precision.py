@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -401,3 +402,14 @@ def test_a_plugin_that_does_not_load_is_one_line(
     monkeypatch.setattr(session, "_openvino_device", session._openvino_device.__wrapped__)
     message = refusal(lambda: open_session(package, provider="openvino"))
     assert "cannot load onnxruntime-ep-openvino" in message
+
+
+@pytest.mark.usefixtures("made")
+def test_a_pickled_session_is_of_the_same_precision(package: ModelPackage) -> None:
+    opened = open_session(package, precision="int8", graph=int8_graph(package))
+    again = pickle.loads(pickle.dumps(opened))
+    assert (again.precision, again.provider) == ("int8", "CPUExecutionProvider")
+    feeds = {"input_ids": np.arange(12).reshape(2, 6)}
+    plain = open_session(package).run(["logits"], feeds)[0]
+    assert (again.run(["logits"], feeds)[0] == opened.run(["logits"], feeds)[0]).all()
+    assert (again.run(["logits"], feeds)[0] != plain).any()

@@ -105,6 +105,9 @@ class _LinesWriter:
         self._owes_line_end = False
 
     def write(self, records: Records, added: pa.RecordBatch) -> None:
+        """See Writer.write. The line end that the input's last record lacks is owed until more
+        follows.
+        """
         lines = self._rows.lines(records, added) if isinstance(self._rows, _Splicing) else None
         if lines is not None:
             if self._owes_line_end:

@@ -71,6 +71,7 @@ class _Walk:
         self._depth = 0
 
     def over(self, record: bytes) -> Template | None:
+        """The template that `record`, valid JSON, follows; None where it is not plain."""
         is_value = True
         for token in _TOKENS.findall(record):
             if token == b"[":

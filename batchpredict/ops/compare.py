@@ -122,8 +122,9 @@ def compare(job: Job, rows: int = ROWS, seconds: float = SECONDS) -> Comparison:
     for precision in PRECISIONS:
         try:
             model = own if precision == "model" else load_model(_job_in(job, precision))
-            found[precision] = _candidate(precision, model, job, columns)
-        except ConfigInvalid as error:
+            found[precision] = entry = _candidate(precision, model, job, columns)
+            entry.pass_over(_first_sound(entry) + 1)
+        except (ConfigInvalid, InputInvalid) as error:
             if precision == "model":
                 raise
             found[precision] = str(error)
@@ -164,12 +165,15 @@ def _candidate(precision: str, model: LoadedModel, job: Job, columns: pa.RecordB
     )
 
 
+def _first_sound(entry: _Candidate) -> int:
+    bad = {fault.index for fault in entry.prepared.faults}
+    return next(row for row in range(entry.prepared.rows) if row not in bad)
+
+
 def _affordable(running: list[_Candidate], rows: int, seconds: float) -> int:
     """How many of `rows` every candidate can score _ROUNDS times in `seconds`."""
     # Rows with a fault cost nothing; the first that can be scored must be among those taken.
-    bad = {fault.index for fault in running[0].prepared.faults}
-    first = next(row for row in range(rows) if row not in bad)
-    pilot = min(rows, first + _PILOT_ROWS)
+    pilot = min(rows, _first_sound(running[0]) + _PILOT_ROWS)
     per_row = sum(entry.pass_over(pilot)[0] for entry in running) / pilot
     return max(pilot, min(rows, int(seconds / (_ROUNDS * per_row))))
 

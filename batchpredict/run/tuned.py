@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import platform
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from batchpredict.cgroup import effective_cores
+from batchpredict.data.locations import write_durably
 from batchpredict.errors import OutputNotCreatable
 from batchpredict.job import Job
 from batchpredict.model.package import ModelPackage
@@ -130,7 +130,7 @@ def check_storable() -> Path:
             "sizes along with --write_job"
         )
     try:
-        if not os.environ.get("XDG_STATE_HOME"):
+        if not Path(os.environ.get("XDG_STATE_HOME", "")).is_absolute():
             Path(os.environ["HOME"]).stat()  # a home that is not there is not ours to make
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -145,7 +145,8 @@ def store_tuning(
 ) -> Path:
     """Replace what is stored for `key`; `winner` None: the defaults are best.
 
-    `measured`: whatever else is worth keeping, as JSON. Raises OutputNotCreatable.
+    `measured`: whatever else is worth keeping, as JSON. Raises OutputNotCreatable,
+    OutputWriteFailed.
     """
     content = {
         "tuning": _LAYOUT,
@@ -157,16 +158,7 @@ def store_tuning(
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
     path = check_storable() / key.file_name
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with aside.open("xb") as file:
-            file.write(text.encode("utf-8", "backslashreplace") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise _not_stored(path, error) from error
+    write_durably(path, text.encode("utf-8", "backslashreplace") + b"\n")
     return path
 
 
