@@ -349,8 +349,8 @@ class TestStore:
 @pytest.mark.parametrize(("source", "model"), [(REPORTS, RELEVANCE), (FLIGHTS, DELAYS)])
 def test_a_sweep_ends_in_time(source: Path, model: Path) -> None:
     begin = time.monotonic()
-    found = tune(Job((str(source),), str(model)), 1.0)
-    assert time.monotonic() - begin < 5.0  # what was begun is ended, on a busy machine too
+    found = tune(Job((str(source),), str(model)), 3.0)
+    assert time.monotonic() - begin < 10.0  # what was begun is ended, on a busy machine too
     text = model == RELEVANCE
     assert found.by_tokens == text
     default = (TEXT_BATCH_ROWS if text else TABULAR_BATCH_ROWS, BATCH_TOKENS)
@@ -378,14 +378,14 @@ def test_a_slow_candidate_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Scorer, "infer", slow)
     begin = time.monotonic()
-    found = tune(job, 1.0)
-    assert time.monotonic() - begin < 4.0
+    found = tune(job, 4.0)
+    assert time.monotonic() - begin < 10.0
     assert sizes(64) in found.ranking.unmeasured
     assert "no time was left for" in report(found)
 
 
 def test_what_the_job_fixes_stays(tmp_path: Path) -> None:
-    found = tune(Job((str(FLIGHTS),), str(DELAYS), batch_rows=500, workers=1), 0.5)
+    found = tune(Job((str(FLIGHTS),), str(DELAYS), batch_rows=500, workers=1), 2.0)
     assert [entry.sizes for entry in found.ranking.measured] == [sizes(BATCH_TOKENS, 1, 500)]
     assert found.ranking.winner == found.default
 
@@ -395,7 +395,7 @@ def test_truncated_and_unscorable_rows_are_told(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     lines = [{"text": "good " * 9}, {"text": "bad"}, {"text": None}, {"text": "so " * 7}]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines * 5))
-    found = tune(Job((str(source),), str(model)), 0.5)
+    found = tune(Job((str(source),), str(model)), 2.0)
     assert (found.read, found.truncated, found.max_length, found.unscorable) == (20, 10, 6, 5)
     assert (found.sampled, found.duplicates) == (3, 12)
     assert "10 of 20 rows (50.0%) are longer" in report(found)
@@ -438,9 +438,9 @@ def test_precisions_are_shown_and_not_applied(
     monkeypatch.setattr(compare, "compare", stand_in)
     monkeypatch.setattr(tuning, "_VARIANT_SECONDS", 0.01)
     monkeypatch.setattr(tuning, "_LOADS", 0)
-    found = tune(job, 1.0)
+    found = tune(job, 2.0)
     (left,) = asked
-    assert 0 < left < 0.5
+    assert 0 < left < 2.0  # what the sweep has left of it
     assert "a.csv; nothing is applied" in report(found)
     assert found.key.precision == "model"
 
@@ -454,7 +454,7 @@ def test_tune_then_predict(tmp_path: Path) -> None:
     given = [f"--input_file={REPORTS}", f"--model={RELEVANCE}"]
     curve, job_file = tmp_path / "c.svg", tmp_path / "night.toml"
     finished = commands.run(
-        "tune", *given, "--seconds=1", f"--svg={curve}", f"--write_job={job_file}",
+        "tune", *given, "--seconds=4", f"--svg={curve}", f"--write_job={job_file}",
         "--output_file=o.csv", "--scores=all", cwd=tmp_path, env=env,
     )  # fmt: skip
     assert (finished.returncode, finished.stderr) == (0, b"")
