@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.options import JOB_FILE, input_options, predict_options
+from batchpredict.options import JOB_FILE, input_options, logging_options, predict_options
+from batchpredict.signals import terminate_by_exception, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -240,14 +240,55 @@ def tune(
     return 0
 
 
-def _terminate(signum: int, frame: Any) -> None:  # noqa: ARG001
-    raise Terminated("terminated")
+@cli.command()
+@click.argument("receipt")
+@click.option(
+    "--input_file",
+    metavar="PATH",
+    help="The mended rejects; default: the rejects file of the run, mended in place.",
+)
+@click.option(
+    "--output_file",
+    metavar="PATH",
+    help="Where all rows go; default: the output of the run is replaced.",
+)
+@click.option("--model", metavar="PATH", help="Where the model of the run is now.")
+@click.option("--dry_run", is_flag=True, help="Every check, but no scoring and no writing.")
+@logging_options
+def retry(
+    progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
+) -> int:
+    """Score rejected rows again, once they are mended, and put them into their output.
+
+    RECEIPT is the file beside the output; all options of that run apply.
+    """
+    from batchpredict.log import configure_logging, logger
+
+    configure_logging(quiet, verbose, log_format, to_stderr=False)
+    with _light_imports():
+        from batchpredict.ops import retry as retrying
+        from batchpredict.run.progress import Progress
+
+    watch = Progress(False if quiet else progress)
+    try:
+        receipt = retrying.retry(retrying.Request(**options), watch)
+    finally:
+        watch.close()
+    if receipt is None:
+        return 0
+    for line in retrying.report(receipt):
+        logger.info("%s", line)
+    if receipt.exit_code:
+        logger.warning("%s", retrying.remainder(receipt))
+    return receipt.exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the one place that maps errors to codes."""
     _open_closed_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    terminate_by_exception()
+    if argv is None:  # else the process is not ours to end
+        watch_signals()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _invoke(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +29,7 @@ Scores = Literal["top", "all", "none"]
 OnError = Literal["reject", "null", "fail"]
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["model", "bf16", "int8"]
+IfDone = Literal["skip", "rescore", "fail"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Job:
     on_error: OnError = "reject"
     max_rejects: str = "10%"
     limit: int | None = None
+    skip_rows: tuple[int, ...] = ()
+    no_resume: bool = False
+    max_seconds: float | None = None
+    lock_wait: float = 0.0
+    if_done: IfDone = "rescore"
     dry_run: bool = False
     rejects_file: str | None = None
     receipt_file: str | None = None
@@ -98,17 +105,26 @@ class Job:
                 f"--delimiter={self.delimiter!r}: must be one ASCII character, not a quote or a "
                 "line end; for tabs use --input_format=tsv or --delimiter=tab"
             )
-        for name in _COUNTS:
-            value = getattr(self, name)
-            least = 0 if name == "limit" else 1
-            if value is not None and value < least:
-                raise UsageError(f"--{name}={value}: must be {least} or more")
+        self._check_numbers()
         if self.max_record_bytes > 1 << 30:
             raise UsageError(f"--max_record_bytes={self.max_record_bytes}: at most 1 GiB")
         if self.precision == "int8" and self.provider == "openvino":
             raise UsageError("--precision=int8 runs on --provider=cpu only; leave --provider out")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise UsageError(f"--threshold={self.threshold}: must be between 0 and 1")
+
+    def _check_numbers(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            least = 0 if name == "limit" else 1
+            if value is not None and value < least:
+                raise UsageError(f"--{name}={value}: must be {least} or more")
+        for name in ("max_seconds", "lock_wait"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"--{name}={value}: must be a number of seconds, 0 or more")
+        if any(row < 1 for row in self.skip_rows):
+            raise UsageError(f"--skip_rows={min(self.skip_rows)}: rows are numbered from 1")
 
     @property
     def budget(self) -> Budget:

@@ -56,6 +56,21 @@ class _Names(click.ParamType[Any]):
         return tuple(value)
 
 
+class _Numbers(click.ParamType[Any]):
+    """Whole numbers, separated by commas; a list in a job file."""
+
+    name = "n,n,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a list of whole numbers (17,18)", param, ctx)
+
+
 class _Pairs(_Lines):
     """INPUT=COLUMN."""
 
@@ -182,6 +197,27 @@ scoring_options = _options(
     ),
     _option("max_rejects", help="Rows (100) or share (5%) beyond which nothing is published."),
     _option("limit", type=int, help="Only the first N rows.", metavar="N"),
+    _option("skip_rows", type=_Numbers(), help="Leave rows out, by number; they are rejected."),
+    _option(
+        "if_done",
+        type=click.Choice(["skip", "rescore", "fail"]),
+        help="Where the output is there already, of the same input, model and options.",
+    ),
+    _option(
+        "no_resume", is_flag=True, help="Start over, even if an earlier run can be gone on with."
+    ),
+    _option(
+        "max_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="Stop after so long (exit 75); the same command goes on from there.",
+    ),
+    _option(
+        "lock_wait",
+        type=float,
+        metavar="SECONDS",
+        help="How long to wait for another run that writes the same output.",
+    ),
     _option("dry_run", is_flag=True, help="Every check, but no scoring and no writing."),
 )
 engine_options = _options(

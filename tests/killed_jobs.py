@@ -19,7 +19,7 @@ from typing import Any
 from batchpredict.job import Job
 from batchpredict.run.runner import run
 
-CALLS = ("open", "write", "fsync", "replace", "unlink")
+CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "unlink")
 
 
 def count_calls(last: int | None) -> list[str]:

@@ -79,7 +79,9 @@ def refused(
     published = [
         path.name
         for path in directory.iterdir()
-        if (".scored." in path.name or path.name.startswith("out")) and ".failed." not in path.name
+        if (".scored." in path.name or path.name.startswith("out"))
+        and ".failed." not in path.name
+        and not path.name.endswith(".journal")
     ]
     assert published == []
     assert half_written(directory) == []

@@ -520,6 +520,10 @@ VALUES = {
     "precision": "int8",
     "memory_limit": "2147483648",
     "no_tuning": "true",
+    "if_done": "skip",
+    "no_resume": "true",
+    "max_seconds": "5",
+    "lock_wait": "5",
     "progress": "true",
     "quiet": "true",
     "verbose": "true",
@@ -653,7 +657,7 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
     assert set(found) == {
         *("receipt", "run_id", "started", "ended", "exit_code", "tool", "model", "inputs"),
         *("output", "rejects", "options", "plan", "counts", "stages", "rows_per_second"),
-        *("cpu_seconds", "first_row_seconds", "peak_memory_bytes"),
+        *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed"),
     }
     assert found["exit_code"] == 3
     assert found["inputs"] == [digest(data)]

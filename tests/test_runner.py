@@ -22,7 +22,7 @@ from batchpredict.run.receipt import Counts
 from tests import models
 from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
 
-STAGES = ["finish", "infer", "plan", "prepare", "publish", "read", "write"]
+STAGES = ["commit", "finish", "infer", "plan", "prepare", "publish", "read", "write"]
 
 
 @pytest.fixture
@@ -267,7 +267,12 @@ def test_the_receipt_tells_what_happened(tmp_path: Path, model: Path) -> None:
     assert receipt["model"]["name"] == "lookup"
     assert receipt["model"]["version"] == "3"
     assert receipt["inputs"] == [
-        {"path": str(source), "size": source.stat().st_size, "sha256": digest(source)}
+        {
+            "path": str(source),
+            "size": source.stat().st_size,
+            "modified_ns": source.stat().st_mtime_ns,
+            "sha256": digest(source),
+        }
     ]
     assert receipt["output"] == {
         "path": str(output), "size": output.stat().st_size, "sha256": digest(output),

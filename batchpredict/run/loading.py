@@ -40,12 +40,15 @@ class LoadedModel:
         return Scorer(self.package, binding, self.options, self.plan.tuning, self.session)
 
 
-def load_model(job: Job, *, parquet: bool = False) -> LoadedModel:
+def load_model(
+    job: Job, package: ModelPackage | None = None, *, parquet: bool = False
+) -> LoadedModel:
     """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid.
 
-    `parquet`: whether an output is written as such, which takes memory of its own.
+    `package`: the model, if the caller has read it. `parquet`: whether an output is written as
+    such, which takes memory of its own.
     """
-    package = read_package(job.model)
+    package = package or read_package(job.model)
     room = room_of(job, package, parquet=parquet)
     callers = job.workers
     if room is not None:

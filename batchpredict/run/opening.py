@@ -39,9 +39,14 @@ class Opened:
     remarks: tuple[str, ...]
 
 
-def open_task(task: Task, job: Job, model: LoadedModel) -> Opened:
-    """Open the input, bind its columns, decide how rows travel. Raises BatchPredictError."""
-    source = LocalSource(task.input)
+def open_task(
+    task: Task, job: Job, model: LoadedModel, source: LocalSource | None = None
+) -> Opened:
+    """Open the input, bind its columns, decide how rows travel. Raises BatchPredictError.
+
+    `source`: the input, if the caller has it already.
+    """
+    source = source or LocalSource(task.input)
     try:
         return _open(source, task, job, model)
     except BaseException:
@@ -59,8 +64,8 @@ def first_rows(task: Task, job: Job, model: LoadedModel, rows: int) -> pa.Record
 
 
 def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Opened:
-    dialect = _dialect(task.input_format, job)
-    same = _same_family(task)
+    dialect = dialect_of(task.input_format, job)
+    same = same_family(task)
     survey = not same and job.keep == "all"
     reader = FORMATS[task.input_format].module.open_reader(source, dialect, survey)
     binding = Binding(reader.schema, reader.complete, dict(job.column))
@@ -78,7 +83,7 @@ def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Open
     columns = tuple(dict.fromkeys(scorer.encoder.columns))
     selection = Selection(columns, tuple(kept), carry, tuple(added.names))
     as_input = task.output_format == task.input_format
-    spelled = reader.dialect if as_input else _dialect(task.output_format, job)
+    spelled = reader.dialect if as_input else dialect_of(task.output_format, job)
     layout = Layout(carry, pa.schema(fields), added, reader if same else None, spelled)
     losses = conversion.losses(layout.kept, task.output_format) if carry == "value" else []
     return Opened(source, reader, scorer, selection, layout, (*reader.notes, *losses))
@@ -89,7 +94,8 @@ def _field(reader: Reader, name: str) -> pa.Field:
     return reader.schema.field(index) if index >= 0 else pa.field(name, pa.string())
 
 
-def _dialect(name: str, job: Job) -> Dialect:
+def dialect_of(name: str, job: Job) -> Dialect:
+    """How a file of format `name` is spelled, by the job's options."""
     entry = FORMATS[name]
     delimiter = entry.delimiter if job.delimiter is None else job.delimiter
     return Dialect(
@@ -101,7 +107,7 @@ def _dialect(name: str, job: Job) -> Dialect:
     )
 
 
-def _same_family(task: Task) -> bool:
+def same_family(task: Task) -> bool:
     """Whether records can be carried over as they are (JSON Lines and JSON arrays are one)."""
     one, other = FORMATS[task.input_format], FORMATS[task.output_format]
     return one.module is other.module and one.delimiter == other.delimiter

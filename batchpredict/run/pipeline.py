@@ -7,16 +7,18 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 # How often a stage that waits looks whether it shall stop.
 _POLL_SECONDS = 0.1
+_JOIN_SECONDS = 1.0
 
 
 @dataclass
@@ -75,6 +77,34 @@ def _process_start() -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+class Callers:
+    """Threads that work off batches in the order they are handed in."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, "caller")
+        self._open: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have a thread do it."""
+        future = self._pool.submit(work)
+        with self._lock:
+            self._open.add(future)
+        future.add_done_callback(self._close)
+        return future
+
+    def _close(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._open.discard(future)
+
+    def stop(self, patience: float) -> None:
+        """Begin no more work, and wait so many seconds for what was begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            begun = list(self._open)
+        wait(begun, patience)
+
+
 class _End:
     """No more items."""
 
@@ -128,4 +158,4 @@ def ahead(items: Iterator[T], depth: int, name: str) -> Generator[T]:
     finally:
         stopped.set()
         # A thread that waits for a pipe's next byte does not end; it is a daemon.
-        thread.join(timeout=2.0)
+        thread.join(timeout=_JOIN_SECONDS)

@@ -6,7 +6,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from batchpredict.data.locations import (
     write_durably,
 )
 from batchpredict.data.naming import Task
+from batchpredict.data.storage import reason_at
 from batchpredict.errors import (
     BatchPredictError,
     OutputNotCreatable,
@@ -37,6 +39,8 @@ from batchpredict.run.receipt import (
     InputFile,
     Receipt,
     RejectsSummary,
+    Resumed,
+    Retried,
     now,
     peak_memory_bytes,
 )
@@ -58,6 +62,9 @@ class Publication:
         self._times = times
         self._started = now()
         self.run_id = secrets.token_hex(8)
+        self.resumed = Resumed()
+        self.suspects: tuple[int, ...] = ()
+        self.retried: Retried | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
         self._draft: Draft | None = None
 
@@ -69,17 +76,20 @@ class Publication:
         self._draft = Draft(name, compression, make_parents=below)
         return self._draft.stream
 
-    def publish(self, source: LocalSource, counts: Counts) -> Receipt:
-        """Make everything durable, then visible. Raises OutputWriteFailed, TryAgain."""
+    def publish(self, source: LocalSource | InputFile, counts: Counts) -> Receipt:
+        """Make everything durable, then visible. Raises OutputWriteFailed, TryAgain.
+
+        `source`: an InputFile where an earlier run has read the input.
+        """
         with self._times.measure("publish"):
-            whole = self._job.limit is None
-            digest = source.finish() if whole else None
+            read = source if isinstance(source, InputFile) else self._read_to_end(source)
             rejects = self.rejects.finish()
             output = self._draft.finish() if self._draft else None
             receipt = replace(
                 self._receipt(3 if self.rejects.counts else 0, counts),
-                inputs=(InputFile(self._task.input, source.position if whole else None, digest),),
+                inputs=(read,),
                 output=output,
+                suspects=tuple(row for row in self.suspects if row in self._job.skip_rows),
             )
             if rejects:
                 summary = replace(receipt.rejects, size=rejects.size, sha256=rejects.sha256)
@@ -92,10 +102,17 @@ class Publication:
         times = self._times
         receipt = replace(receipt, stages=_rounded(times.seconds), cpu_seconds=_cpu(times))
         if self._task.receipt:
-            write_durably(Path(self._task.receipt), receipt.to_json())
+            write_durably(Path(self._task.receipt), receipt.to_json(), "--receipt_file")
         _remove_stale(self._task.failed)
         _remove_stale(self._task.failed_rejects)
         return receipt
+
+    def _read_to_end(self, source: LocalSource) -> InputFile:
+        whole = self._job.limit is None
+        digest = source.finish() if whole else None
+        if not whole:
+            source.check_unchanged()
+        return _input_file(source, digest)
 
     def fail(self, error: BaseException, counts: Counts) -> None:
         """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's.
@@ -103,24 +120,23 @@ class Publication:
         Where the output is a stream, a receipt or rejects file that was named is left.
         """
         target = self._task.failed or self._task.receipt
-        if target is None or Path(target).absolute().parent.is_dir():
-            try:
-                self._write_failure(error, counts, target)
-            except BatchPredictError as second:
-                if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
-                    logger.warning("what failed could not be written down: %s", second)
-
-    def _write_failure(self, error: BaseException, counts: Counts, target: str | None) -> None:
+        if target is not None and not _is_directory(Path(target).absolute().parent):
+            return
         receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
-        rejects = self.rejects.finish()
-        if rejects:
-            path = self.rejects.publish(self._task.failed_rejects)
-            summary = replace(receipt.rejects, path=path, size=rejects.size, sha256=rejects.sha256)
-            receipt = replace(receipt, rejects=summary)
-        else:
-            _remove_stale(self._task.failed_rejects)
+        with _second_to(error):
+            receipt = self._with_failed_rejects(receipt)
         if target:
-            write_durably(Path(target), receipt.to_json())
+            with _second_to(error):
+                write_durably(Path(target), receipt.to_json())
+
+    def _with_failed_rejects(self, receipt: Receipt) -> Receipt:
+        rejects = self.rejects.finish()
+        if not rejects:
+            _remove_stale(self._task.failed_rejects)
+            return receipt
+        path = self.rejects.publish(self._task.failed_rejects)
+        summary = replace(receipt.rejects, path=path, size=rejects.size, sha256=rejects.sha256)
+        return replace(receipt, rejects=summary)
 
     def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
         ended = now()
@@ -144,7 +160,7 @@ class Publication:
                 "alias": None,
                 "sha256": package.digest,
             },
-            inputs=(InputFile(self._task.input, None, None),),
+            inputs=(InputFile(self._task.input, None, None, None),),
             output=None,
             rejects=RejectsSummary(
                 self._task.rejects if self.rejects.counts else None,
@@ -160,6 +176,9 @@ class Publication:
             first_row_seconds=None if first is None else round(first, 6),
             rows_per_second=round(counts.read / seconds, 3),
             peak_memory_bytes=peak_memory_bytes(),
+            resumed=self.resumed,
+            suspects=self.suspects,
+            retried=self.retried,
         )
 
     def __enter__(self) -> Publication:
@@ -178,8 +197,31 @@ def _remove_stale(name: str | None) -> None:
             Path(name).unlink(missing_ok=True)
             remove_abandoned(Path(os.path.realpath(name)))
         except OSError as error:
-            reason = (error.strerror or "").lower()
-            raise OutputNotCreatable(f"{name}: cannot be removed: {reason}; remove it") from error
+            raise OutputNotCreatable(
+                f"{name}: cannot be removed: {reason_at(Path(name), error)}; remove it"
+            ) from error
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # its mount has gone
+        return False
+
+
+@contextmanager
+def _second_to(error: BaseException) -> Iterator[None]:
+    """Warn where an error cannot be written down, unless it says itself why that is so."""
+    try:
+        yield
+    except BatchPredictError as second:
+        if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
+            logger.warning("what failed could not be written down: %s", second)
+
+
+def _input_file(source: LocalSource, digest: str | None) -> InputFile:
+    size = source.position if source.size is None and digest else source.size
+    return InputFile(source.name, size, source.modified_ns, digest)
 
 
 def _message_of(error: BaseException) -> str:

@@ -28,11 +28,31 @@ class Counts:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input's stored bytes; None where not all of them were read (`--limit`)."""
+    """An input's stored bytes. `modified_ns`: when it was last changed, since the epoch.
+
+    None where unknown: a pipe's time, the sha256 where not all was read (`--limit`).
+    """
 
     path: str
     size: int | None
+    modified_ns: int | None
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What was taken from `runs` earlier ones: `rows` that they had inferred."""
+
+    rows: int = 0
+    runs: int = 0
+
+
+@dataclass(frozen=True)
+class Retried:
+    """`rows` that the run `run_id` had rejected were tried again and put into its output."""
+
+    run_id: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,8 @@ class Receipt:
     `cpu_seconds`: of each stage's own threads; of all threads of the process while this input
     was scored (`run`), and since its start (`process`). A provider that computes in threads of
     its own is in these two alone. `first_row_seconds`: from the start of the process to the end
-    of the first batch.
+    of the first batch. `suspects`: numbers of rows without a score that were in flight, alone, when
+    runs before died.
     """
 
     run_id: str
@@ -72,13 +93,17 @@ class Receipt:
     first_row_seconds: float | None
     rows_per_second: float
     peak_memory_bytes: int
+    resumed: Resumed = Resumed()
+    suspects: tuple[int, ...] = ()
+    retried: Retried | None = None
     message: str | None = None
 
     def to_json(self) -> bytes:
         """The file's content; `receipt` is the version of this layout."""
         content = {"receipt": 1} | asdict(self)
-        if self.message is None:
-            del content["message"]
+        for name in ("message", "retried"):
+            if content[name] is None:
+                del content[name]
         text = json.dumps(content, indent=2, ensure_ascii=False)
         # A file name need not be UTF-8; JSON has an escape for what it holds instead.
         return text.encode("utf-8", "backslashreplace") + b"\n"

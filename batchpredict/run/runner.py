@@ -9,34 +9,60 @@ callers of the session several; each hands on windows through a short queue, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource, check_creatable, unpublished
+from batchpredict.data.locations import (
+    InputDiffers,
+    LocalSource,
+    check_creatable,
+    unpublished,
+)
+from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task, tasks_of
-from batchpredict.data.records import Reader, Records, Reject, take
-from batchpredict.errors import InputInvalid, InputMissing
+from batchpredict.data.records import Records, Reject, take
+from batchpredict.errors import InputInvalid, InputMissing, TryAgain
 from batchpredict.job import Budget, Job
-from batchpredict.model.contracts import Fault, Prepared
+from batchpredict.model.contracts import Prepared
+from batchpredict.model.package import read_package
 from batchpredict.run.batching import Indices
+from batchpredict.run.deaths import Deaths
+from batchpredict.run.guard import Guard
+from batchpredict.run.inflight import Notes
+from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.opening import Opened, open_task
-from batchpredict.run.pipeline import StageTimes, ahead
+from batchpredict.run.pipeline import Callers, StageTimes, ahead
 from batchpredict.run.publication import Publication
-from batchpredict.run.receipt import Counts, Receipt
+from batchpredict.run.receipt import Counts, Receipt, Resumed
 from batchpredict.run.rejects import RejectsFile
-from batchpredict.run.scorer import Inferred, Scored, Scorer, spread
-from batchpredict.run.windows import windows
+from batchpredict.run.resuming import (
+    already_done,
+    check_resumable,
+    forget,
+    journal_of,
+    locked,
+    suspects_of,
+)
+from batchpredict.run.scorer import Inferred, Scored, spread
+from batchpredict.run.windows import SKIPPED, rejected, skipped, windows, without
 
 logger = logging.getLogger(__name__)
 
 # From this many rows on, a share of rejects beyond the budget ends the run early.
 _EARLY_ROWS = 1000
+# What callers get to finish the batches they are at when a run ends early.
+_PATIENCE_SECONDS = 2.0
 
 Watch = Callable[[Counts, LocalSource], None]
 
@@ -55,24 +81,42 @@ def run(job: Job, watch: Watch) -> Outcome:
     One input's InputInvalid or InputMissing is logged and the others go on; every other error
     ends the job. With one input every error is raised.
     """
+    stop_at = time.monotonic() + (math.inf if job.max_seconds is None else job.max_seconds)
     tasks, missing = tasks_of(job)
+    check_resumable(tasks, job)
     _check_creatable(tasks, job)
-    model = load_model(job, parquet=any(task.output_format == "parquet" for task in tasks))
-    receipts: list[Receipt] = []
-    codes: list[int] = []
-    for lost in missing:
-        logger.error("%s", lost)
-        codes.append(lost.exit_code)
-    for task in tasks:
-        try:
-            receipts.append(run_task(task, job, model, watch))
-        except (InputInvalid, InputMissing) as error:
-            if len(tasks) + len(missing) == 1:
-                raise
-            # Only its code is kept: its traceback holds the whole run of this input in memory.
-            logger.error("%s", error)
-            codes.append(error.exit_code)
-    return Outcome(tuple(receipts), max([*codes, *(receipt.exit_code for receipt in receipts)]))
+    with locked(tasks, job) as locks:
+        package = read_package(job.model)
+        done = {task: already_done(task, job, package.digest, locks[task.output]) for task in tasks}
+        left = [task for task, code in done.items() if code is None]
+        parquet = any(task.output_format == "parquet" for task in left)
+        model = load_model(job, package, parquet=parquet) if left else None
+        receipts: list[Receipt] = []
+        codes = [code for code in done.values() if code is not None]
+        for lost in missing:
+            logger.error("%s", lost)
+            codes.append(lost.exit_code)
+        for task in left:
+            assert model is not None
+            _check_time(stop_at, bool(receipts), f"{len(left) - len(receipts)} inputs are left")
+            try:
+                receipts.append(run_task(task, job, model, watch, locks[task.output], stop_at))
+            except (InputInvalid, InputMissing) as error:
+                if len(tasks) + len(missing) == 1:
+                    raise
+                # Only its code is kept: its traceback holds the whole run of this input in memory.
+                logger.error("%s", error)
+                codes.append(error.exit_code)
+        code = max([*codes, *(receipt.exit_code for receipt in receipts)])
+        if code in (0, 3):
+            forget(locks)
+        return Outcome(tuple(receipts), code)
+
+
+def _check_time(stop_at: float, progressed: bool, left: str) -> None:
+    """Raise TryAgain after --max_seconds; not before a first commit, or no run would get on."""
+    if progressed and time.monotonic() >= stop_at:
+        raise TryAgain(f"stopped after --max_seconds: {left}; the same command goes on from there")
 
 
 def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
@@ -116,37 +160,84 @@ def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
         )
 
 
-def run_task(task: Task, job: Job, model: LoadedModel, watch: Watch) -> Receipt:
-    """Score one input. Raises BatchPredictError; a failure leaves `<output>.failed.json`."""
+def run_task(
+    task: Task,
+    job: Job,
+    model: LoadedModel,
+    watch: Watch,
+    held: Held | None = None,
+    stop_at: float = math.inf,
+) -> Receipt:
+    """Score one input. Raises BatchPredictError; a failure leaves `<output>.failed.json`.
+
+    `held`: the lock of its output, in which the journal is kept. `stop_at`: when to stop, of
+    time.monotonic.
+    """
+    try:
+        return _attempt(task, job, model, watch, held, stop_at)
+    except InputDiffers as error:
+        logger.info("%s; starting over", error)
+        if held is None:
+            raise
+        os.ftruncate(held.descriptor, 0)
+        return _attempt(task, job, model, watch, held, stop_at)
+
+
+def _attempt(
+    task: Task, job: Job, model: LoadedModel, watch: Watch, held: Held | None, stop_at: float
+) -> Receipt:
     times = StageTimes()
     tally = _Tally(task, job.budget)
     with Publication(task, job, model, times) as publication:
         try:
-            opened = open_task(task, job, model)
-            with closing(opened.source):
+            source = LocalSource(task.input)
+            with closing(source), journal_of(task, job, model, source, held) as journal:
+                publication.resumed = Resumed(journal.found_rows, journal.found_runs)
+                opened = open_task(task, job, model, source)
                 for remark in opened.remarks:
                     logger.info("%s", remark)
+                publication.suspects = suspects_of(journal, task, job)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
-                for settled in _score(opened, job, model, times):
-                    tally.add(settled, publication.rejects)
-                    with times.measure("write"):
-                        writer.write(settled.records, settled.added)
-                    watch(tally.counts, opened.source)
+                with closing(_score(_Work(opened, job, model, times, journal, stop_at))) as done:
+                    for settled in done:
+                        tally.add(settled, publication.rejects)
+                        with times.measure("write"):
+                            writer.write(settled.records, settled.added)
+                        watch(tally.counts, source)
+                source.meet_expected()
                 tally.judge()
                 writer.close()
-                return publication.publish(opened.source, tally.counts)
+                return publication.publish(source, tally.counts)
+        except InputDiffers:
+            raise
         except BaseException as error:
             publication.fail(error, tally.counts)
             raise
 
 
 @dataclass(frozen=True)
+class _Work:
+    """What the stages of a task share; `stop_at`: see run_task."""
+
+    opened: Opened
+    job: Job
+    model: LoadedModel
+    times: StageTimes
+    journal: Journal
+    stop_at: float
+
+
+@dataclass(frozen=True)
 class _Window:
-    """A window on its way: its rows, what the encoder made of them, its batches being inferred."""
+    """A window on its way: its rows, what the encoder made of them, its batches being inferred.
+
+    `known`: what an earlier run has inferred.
+    """
 
     records: Records
     prepared: Prepared
+    known: Inferred
     batches: list[Future[Inferred]]
 
 
@@ -163,51 +254,75 @@ class _Settled:
     duplicates: int
 
 
-def _score(opened: Opened, job: Job, model: LoadedModel, times: StageTimes) -> Iterator[_Settled]:
+def _score(work: _Work) -> Generator[_Settled]:
     """The windows of an input, scored, in order."""
-    scorer, plan = opened.scorer, model.plan
+    opened, plan, limit = work.opened, work.model.plan, work.job.limit
     blocks = opened.reader.records(opened.selection)
-    rows = times.each("read", windows(blocks, plan.window_rows, plan.window_bytes, job.limit))
-    callers = ThreadPoolExecutor(plan.workers, "caller")
-    try:
-        begun = _begin(ahead(rows, plan.queue_depth, "read"), scorer, callers, times)
+    rows = work.times.each("read", windows(blocks, plan.window_rows, plan.window_bytes, limit))
+    callers = Callers(plan.workers)
+    notes = Notes(work.journal.notes_path, plan.workers + 1, plan.most_rows)
+    guard = Guard(opened.scorer, notes, Deaths(work.journal.deaths))
+    with notes, closing(ahead(rows, plan.queue_depth, "read")) as ready:
+        begun = _begin(ready, work, guard, callers)
         with closing(ahead(begun, plan.queue_depth, "prepare")) as stream:
-            for window in stream:
-                inferred = [batch.result() for batch in window.batches]
-                with times.measure("finish"):
-                    scored = scorer.finish(window.prepared, inferred)
-                    settled = _settle(window, scored, opened, job)
-                yield settled
-    finally:
-        callers.shutdown(wait=False, cancel_futures=True)
+            try:
+                for window in stream:
+                    inferred = [window.known, *(batch.result() for batch in window.batches)]
+                    with work.times.measure("finish"):
+                        scored = opened.scorer.finish(window.prepared, inferred)
+                        settled = _settle(window, scored, work)
+                    yield settled
+            finally:
+                callers.stop(_PATIENCE_SECONDS)
+                guard.close()
 
 
 def _begin(
-    rows: Iterator[Records], scorer: Scorer, callers: Executor, times: StageTimes
+    rows: Iterator[Records], work: _Work, guard: Guard, callers: Callers
 ) -> Iterator[_Window]:
-    """Prepare each window and hand its batches to the callers."""
-    for records in rows:
+    """Prepare each window and hand what is not known of it to the callers."""
+    scorer, reader, times = work.opened.scorer, work.opened.reader, work.times
+    for window in rows:
         with times.measure("prepare"):
-            prepared = scorer.prepare(records.columns)
+            records = without(window, skipped(window, work.job.skip_rows), reader)
+            records, prepared = guard.prepare(records, reader)
         with times.measure("plan"):
-            plan = scorer.plan(prepared)
-
-        def infer(batch: Indices, prepared: Prepared = prepared) -> Inferred:
-            with times.measure("infer"):
-                inferred = scorer.infer(prepared, batch)
-            times.mark_row()
-            return inferred
-
-        yield _Window(records, prepared, [callers.submit(infer, batch) for batch in plan])
+            known = work.journal.committed(records.rows)
+            plan = _unknown(scorer.plan(prepared), known, prepared.rows)
+        begun = [callers.submit(partial(_infer, work, guard, records, prepared, b)) for b in plan]
+        yield _Window(records, prepared, known, begun)
 
 
-def _settle(window: _Window, scored: Scored, opened: Opened, job: Job) -> _Settled:
+def _unknown(plan: Iterable[Indices], known: Inferred, rows: int) -> list[Indices]:
+    """The batches without the rows that are known."""
+    unknown = np.ones(rows, bool)
+    unknown[known.indices] = False
+    unknown[[fault.index for fault in known.faults]] = False
+    return [left for batch in plan if len(left := batch[unknown[batch]])]
+
+
+def _infer(
+    work: _Work, guard: Guard, records: Records, prepared: Prepared, batch: Indices
+) -> Inferred:
+    """What a caller does."""
+    journal, times = work.journal, work.times
+    rows = journal.found_rows + journal.added_rows
+    _check_time(work.stop_at, journal.added_rows > 0, f"{rows} rows are scored")
+    with times.measure("infer"):
+        inferred = guard.infer(records, prepared, batch)
+    with times.measure("commit"):
+        journal.add(records.rows, inferred)
+    times.mark_row()
+    return inferred
+
+
+def _settle(window: _Window, scored: Scored, work: _Work) -> _Settled:
     """Decide what is written and what is rejected."""
-    records = window.records
-    faults = [_as_reject(records, fault, opened.reader) for fault in scored.faults]
+    records, opened, job = window.records, work.opened, work.job
+    faults = [rejected(records, fault, opened.reader) for fault in scored.faults]
     rejects = tuple(sorted((*records.rejects, *faults), key=lambda reject: reject.row))
-    if rejects and job.on_error == "fail":
-        first = rejects[0]
+    first = next((reject for reject in rejects if reject.code != SKIPPED), None)
+    if first is not None and job.on_error == "fail":
         line = "" if first.line is None else f":{first.line}"
         raise InputInvalid(
             f"{opened.source.name}{line}: row {first.row}: {first.code}: {first.message}; mend "
@@ -222,18 +337,6 @@ def _settle(window: _Window, scored: Scored, opened: Opened, job: Job) -> _Settl
         return _Settled(kept, scored.added, rejects, read, 0, truncated, duplicates)
     added = spread(scored, len(records)) if faults else scored.added
     return _Settled(records, added, rejects, read, len(faults), truncated, duplicates)
-
-
-def _as_reject(records: Records, fault: Fault, reader: Reader) -> Reject:
-    index = fault.index
-    return Reject(
-        row=int(records.rows[index]),
-        line=None if records.lines is None else int(records.lines[index]),
-        code=fault.code,
-        message=fault.message,
-        record=reader.original(records.raw, index),
-        offset=None if records.offsets is None else int(records.offsets[index]),
-    )
 
 
 class _Tally:

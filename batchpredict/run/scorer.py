@@ -126,11 +126,11 @@ class Scorer:
         if len(batch) == 1:
             return Inferred(batch[:0], [], (Fault(int(batch[0]), "inference_failed", why),))
         half = len(batch) // 2
-        return _joined([self.infer(prepared, part) for part in (batch[:half], batch[half:])])
+        return joined([self.infer(prepared, part) for part in (batch[:half], batch[half:])])
 
     def finish(self, prepared: Prepared, inferred: Sequence[Inferred]) -> Scored:
         """Scatter the batches' outputs back into row order and make columns of them."""
-        whole = _joined(inferred)
+        whole = joined(inferred)
         faults = [*prepared.faults, *_fanned_out(whole.faults, prepared.first)]
         places = np.full(prepared.rows, -1)
         places[whole.indices] = np.arange(len(whole.indices))
@@ -172,7 +172,8 @@ def spread(scored: Scored, rows: int) -> pa.RecordBatch:
     return scored.added.take(pa.array(positions, mask=missing))
 
 
-def _joined(parts: Sequence[Inferred]) -> Inferred:
+def joined(parts: Sequence[Inferred]) -> Inferred:
+    """One after the other."""
     filled = [part for part in parts if len(part.indices)]
     faults = tuple(fault for part in parts for fault in part.faults)
     if not filled:

@@ -1,0 +1,81 @@
+"""What a score depends on, and whether it has changed since an earlier run."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+from batchpredict import __version__
+from batchpredict.data.locations import LocalSource
+from batchpredict.data.naming import Task
+from batchpredict.job import Job
+from batchpredict.model.session import runtime_version
+from batchpredict.run.loading import LoadedModel
+
+# A JSON object of JSON objects: input, model, options, versions.
+Pins = dict[str, dict[str, Any]]
+
+# Options that neither a score nor the form of the output depends on; the model and the input are
+# compared by their content.
+_FREE = frozenset(
+    (
+        "input_file", "model", "output_file", "output_dir", "rejects_file", "receipt_file",
+        "workers", "no_tuning", "memory_limit", "batch_rows", "batch_tokens",
+        "on_error", "max_rejects", "dry_run", "skip_rows",
+        "no_resume", "max_seconds", "lock_wait", "if_done",
+    )
+)  # fmt: skip
+
+
+def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pins:
+    """Everything that the scores in a journal are good for."""
+    versions = {
+        "batchpredict": __version__,
+        "onnxruntime": runtime_version(),
+        "provider": model.session.provider,
+        "precision": model.session.precision,
+    }
+    if model.session.precision != "model":  # there batches shape the last digits
+        plan = asdict(model.plan)
+        versions |= plan["tuning"] | {n: plan[n] for n in ("window_rows", "window_bytes")}
+    return {
+        "input": {
+            "path": os.path.abspath(task.input),  # noqa: PTH100 - a path need not be UTF-8
+            "size": source.size,
+            "modified_ns": source.modified_ns,
+            "fingerprint": source.fingerprint(),
+        },
+        "model": {"sha256": model.package.digest},
+        "options": shaping_options(task, asdict(job)),
+        "versions": versions,
+    }
+
+
+def shaping_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a job's options that a score or the form of the output depends on, as in JSON."""
+    formats = {"input_format": task.input_format, "output_format": task.output_format}
+    shaping = {name: value for name, value in options.items() if name not in _FREE} | formats
+    plain: dict[str, Any] = json.loads(json.dumps(shaping))
+    return plain
+
+
+def difference(old: Pins, new: Pins) -> str | None:
+    """In words, the first thing that is not as it was; None where nothing is."""
+    for part, now in new.items():
+        before = old.get(part, {})
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) == before.get(name):
+                continue
+            if part == "input":
+                return "the input has changed"
+            if part == "model":
+                return "the model has changed"
+            prefix = "--" if part == "options" else ""
+            return f"{prefix}{name} is {_shown(now.get(name))}, it was {_shown(before.get(name))}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,190 @@
+"""Go on where an earlier run of the same command was stopped, or say why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from batchpredict.data.formats import FORMATS
+from batchpredict.data.locations import STDIO, InputDiffers, LocalSource, is_stream
+from batchpredict.data.locks import Held, lock_output
+from batchpredict.data.naming import Task
+from batchpredict.errors import OutputNotCreatable, OutputWriteFailed, UsageError
+from batchpredict.job import Job
+from batchpredict.run.deaths import Deaths, death_of
+from batchpredict.run.done import done_receipt
+from batchpredict.run.identity import Pins, difference, pins_of
+from batchpredict.run.inflight import read_notes
+from batchpredict.run.journal import Journal, read_journal
+from batchpredict.run.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+Locks = Mapping[str, Held | None]
+
+
+def check_resumable(tasks: Iterable[Task], job: Job) -> None:
+    """Raise UsageError where a run that is to stop early could not be gone on with."""
+    for task in tasks:
+        if job.max_seconds is not None and (task.input == STDIO or is_stream(task.output)):
+            raise UsageError(
+                f"--max_seconds={job.max_seconds:g}: a run from standard input or into a stream "
+                "cannot be resumed; name an --input_file and an --output_file"
+            )
+
+
+@contextmanager
+def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
+    """The locks of all outputs, by output. Raises TryAgain, OutputNotCreatable.
+
+    A journal in which there is nothing is removed in the end.
+    """
+    with ExitStack() as stack:
+        locks: dict[str, Held | None] = {}
+        for task in tasks:
+            if job.output_dir:
+                _make_parents(task.output)
+            locks[task.output] = stack.enter_context(lock_output(task.output, job.lock_wait))
+        try:
+            yield locks
+        finally:
+            for held in filter(None, locks.values()):
+                if not os.fstat(held.descriptor).st_size:
+                    held.remove()
+
+
+def forget(locks: Locks) -> None:
+    """Remove all journals: a job that has come to its end needs none of them."""
+    for held in filter(None, locks.values()):
+        held.remove()
+
+
+def _make_parents(output: str) -> None:
+    try:
+        Path(os.path.realpath(output)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotCreatable(
+            f"{output}: its directory cannot be created: {(error.strerror or '').lower()}; choose "
+            "another --output_dir"
+        ) from error
+
+
+def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | None:
+    """The exit code of a task that need not be run; None where it has to be.
+
+    An input that an interrupted run of this job has finished is not scored again, and its code is
+    what it was; one that is done otherwise is left alone with 0 where --if_done says so.
+    """
+    if held is None:
+        return None
+    recorded = None if job.no_resume else read_journal(held.descriptor)
+    finished = recorded is not None and recorded.published
+    if not finished and job.if_done == "rescore":
+        return None
+    receipt = done_receipt(task, job, digest)
+    if receipt is None:
+        return None
+    there = f"{task.output} is there, scored from {task.input} by this model with these options"
+    if finished:
+        logger.info("%s: finished by the run before, not scored again", task.input)
+        return int(receipt["exit_code"])
+    if job.if_done == "fail":
+        raise OutputNotCreatable(f"{there}; remove it, or leave out --if_done=fail")
+    logger.info("nothing to do: %s", there)
+    return 0
+
+
+@contextmanager
+def journal_of(
+    task: Task, job: Job, model: LoadedModel, source: LocalSource, held: Held | None
+) -> Iterator[Journal]:
+    """The journal of a task while it runs; left by an error, everything inferred is kept in it.
+
+    The source is told what the bytes must be that were scored before; reading raises InputDiffers
+    where they are not.
+    """
+    if held is not None and not source.rereadable:
+        logger.info("%s: cannot be read twice; a run that is killed starts over", task.input)
+        held = None
+    journal = Journal(held, task.output, source.mark)
+    if held is not None:
+        _begin(journal, held, pins_of(task, job, model, source), job.no_resume, source)
+        _record_death(journal)
+        if not FORMATS[task.input_format].is_sequential:
+            source.read_whole()
+    try:
+        yield journal
+    except InputDiffers:
+        raise
+    except BaseException as error:
+        _keep(journal, task, error)
+        raise
+    journal.close(published=True)
+
+
+def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: LocalSource) -> None:
+    recorded = read_journal(held.descriptor)
+    why = None
+    if recorded is None or recorded.published:
+        journal.begin(pins)
+        return
+    why = "--no_resume" if no_resume else difference(recorded.pins, pins)
+    if why:
+        if recorded.rows:
+            logger.info(
+                "%s: %s; starting over, %d rows were scored", source.name, why, recorded.rows
+            )
+        journal.begin(pins)
+        return
+    source.expect(recorded.marks)
+    journal.resume(recorded)
+    if recorded.rows:
+        logger.info("%s: going on, %d rows are scored already", source.name, recorded.rows)
+
+
+def _record_death(journal: Journal) -> None:
+    """What the run before had in flight, if it died."""
+    if journal.notes_path is None:
+        return
+    notes = read_notes(journal.notes_path)
+    if notes and journal.found_runs:  # else they are of a job that was given up
+        journal.add_death(death_of(notes))
+    journal.notes_path.unlink(missing_ok=True)
+
+
+def suspects_of(journal: Journal, task: Task, job: Job) -> tuple[int, ...]:
+    """Rows that perhaps kill this process together with its child; told in a warning."""
+    named = Deaths(journal.deaths).named()
+    numbers = np.array(list(named), np.int64)
+    known = journal.committed(numbers)
+    lived = {*known.indices.tolist(), *(fault.index for fault in known.faults)}
+    suspects = tuple(row for place, row in enumerate(named) if place not in lived)
+    told = [row for row in suspects if row not in job.skip_rows]
+    if told:
+        rows = ", ".join(map(str, told))
+        logger.warning(
+            "%s: %s in flight, alone, when this job died (%d times); a kill from outside looks the "
+            "same, so it goes on; should it die again, leave such rows out with --skip_rows=%s",
+            task.input,
+            f"row {rows} was" if len(told) == 1 else f"rows {rows} were",
+            max(named[row] for row in told),
+            ",".join(str(row) for row in sorted({*job.skip_rows, *told})),
+        )
+    return suspects
+
+
+def _keep(journal: Journal, task: Task, error: BaseException) -> None:
+    """Make durable what an unfinished run has inferred."""
+    try:
+        journal.flush()
+        journal.close(published=False)
+    except OutputWriteFailed as second:
+        if not isinstance(error, OutputWriteFailed):
+            logger.warning("what was scored last is lost: %s", second)
+    if rows := journal.found_rows + journal.added_rows:
+        logger.info("%s: %d rows are scored; the same command goes on from there", task.input, rows)
