@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from batchpredict.data.locks import journal_path
+from batchpredict.data.locks import journal_path, lock_output
 from batchpredict.errors import InputInvalid, OutputNotCreatable, TryAgain, UsageError
 from batchpredict.model.contracts import Fault
 from batchpredict.run import journal as journals
 from batchpredict.run.commits import Commit, decode, encode
-from batchpredict.run.scorer import Inferred, Scorer
+from batchpredict.run.scorer import Inferred, Scorer, Tensors
 from tests import models
 from tests.jobs import files_in, receipt_of, run_job, score
 from tests.test_laws import Given, borders, lookup, published, texts, words, write, write_texts
@@ -412,7 +412,7 @@ def test_max_seconds_needs_files(tmp_path: Path) -> None:
 @given(seed=st.integers(0, 1 << 30), rows=st.integers(0, 40))
 def test_a_commit_comes_back(seed: int, rows: int) -> None:
     chosen = np.random.default_rng(seed)
-    tensors = [
+    tensors: Tensors = [
         chosen.normal(size=(rows, 3)).astype(np.float32),
         chosen.integers(-5, 5, rows),
         chosen.normal(size=(rows, 0)),
@@ -442,9 +442,9 @@ def test_a_commit_comes_back(seed: int, rows: int) -> None:
 
 def test_the_journal_says_what_it_is(stopped: tuple[Path, Path, Path]) -> None:
     source, model, output = stopped
-    descriptor = os.open(journal_path(str(output)), os.O_RDWR)
-    recorded = journals.read_journal(descriptor)
-    os.close(descriptor)
+    with lock_output(str(output)) as held:
+        assert held is not None
+        recorded = journals.read_journal(held)
     assert recorded is not None
     assert recorded.runs == 1
     assert recorded.rows >= 500

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from batchpredict.data.locations import is_stream
+from batchpredict.data.locations import is_stream, write_failed
 from batchpredict.errors import OutputNotCreatable, TryAgain
 
 _POLL_SECONDS = 0.1
@@ -25,9 +26,19 @@ class Held:
     path: Path
     descriptor: int
 
+    def empty(self) -> None:
+        """Cut the file to nothing. Raises OutputWriteFailed."""
+        self._do(partial(os.ftruncate, self.descriptor, 0))
+
     def remove(self) -> None:
-        """Remove the file; the lock ends with the descriptor."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file; the lock ends with the descriptor. Raises OutputWriteFailed."""
+        self._do(partial(self.path.unlink, missing_ok=True))
+
+    def _do(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError as error:
+            raise write_failed(str(self.path), error) from error
 
 
 def journal_path(output: str) -> Path:

@@ -30,6 +30,7 @@ import numpy as np
 
 from batchpredict.data.locations import Mark, write_failed
 from batchpredict.data.locks import Held
+from batchpredict.errors import OutputWriteFailed
 from batchpredict.run.batching import Indices
 from batchpredict.run.commits import Commit, decode, encode
 from batchpredict.run.identity import Pins
@@ -58,7 +59,8 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a journal holds. `end`: offset of the first byte that is no part of it.
+    """What a journal holds. `state`: offset of the frame of kind S. `end`: of the first byte that
+    is no part of the journal.
 
     `rows`: rows inferred, and those that failed in the session. `runs`: how many have begun.
     """
@@ -70,12 +72,26 @@ class Recorded:
     deaths: tuple[Any, ...]
     marks: tuple[Mark, ...]
     batches: tuple[_Batch, ...]
+    state: int
     end: int
 
 
-def read_journal(descriptor: int) -> Recorded | None:
-    """What the journal holds; None where there is none in the file."""
-    frames = _frames(descriptor)
+def read_journal(held: Held) -> Recorded | None:
+    """What the journal holds; None where there is none in the file. Raises OutputWriteFailed."""
+    try:
+        return _read(_frames(held.descriptor))
+    except OSError as error:
+        raise _unreadable(held.path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> OutputWriteFailed:
+    return OutputWriteFailed(
+        f"{path}: cannot be read: {(error.strerror or '').lower()}; check the disk (dmesg), or "
+        "remove the file to start over"
+    )
+
+
+def _read(frames: Iterator[tuple[int, bytes]]) -> Recorded | None:
     begin, state = next(frames, None), next(frames, None)
     if begin is None or state is None or state[1] not in (_UNPUBLISHED, _PUBLISHED):
         return None
@@ -85,7 +101,7 @@ def read_journal(descriptor: int) -> Recorded | None:
         return None
     if begin[1][:1] != b"P" or not isinstance(pins, dict):
         return None
-    content = _Content(pins, state[1] == _PUBLISHED, state[0] + _HEAD.size + len(state[1]))
+    content = _Content(pins, state[1] == _PUBLISHED, state[0])
     for offset, payload in frames:
         try:
             content.take(offset + _HEAD.size, payload)
@@ -97,10 +113,11 @@ def read_journal(descriptor: int) -> Recorded | None:
 class _Content:
     """What the frames read so far come to."""
 
-    def __init__(self, pins: Pins, published: bool, end: int) -> None:
+    def __init__(self, pins: Pins, published: bool, state: int) -> None:
         self._pins = pins
         self._published = published
-        self._end = end
+        self._state = state
+        self._end = state + _HEAD.size + len(_PUBLISHED)
         self._runs = self._rows = 0
         self._deaths: list[Any] = []
         self._marks: dict[int, Mark] = {}
@@ -130,6 +147,7 @@ class _Content:
             tuple(self._deaths),
             tuple(self._marks.values()),
             tuple(self._batches),
+            self._state,
             self._end,
         )
 
@@ -181,7 +199,7 @@ class Journal:
             return
         payload = b"P" + json.dumps(pins, ensure_ascii=False).encode("utf-8", "surrogatepass")
         with self._lock:
-            os.ftruncate(self._held.descriptor, 0)
+            self._cut(0)
             self._end = 0
             self._append(payload)
             self._state = self._end
@@ -198,9 +216,8 @@ class Journal:
         self._firsts = np.array([batch.first for batch in recorded.batches], np.int64)
         self._lasts = np.array([batch.last for batch in recorded.batches], np.int64)
         with self._lock:
-            pins = next(_frames(self._held.descriptor))[1]
-            self._state = _HEAD.size + len(pins)
-            os.ftruncate(self._held.descriptor, recorded.end)
+            self._state = recorded.state
+            self._cut(recorded.end)
             self._end = recorded.end
             self._append(b"R")
 
@@ -221,7 +238,10 @@ class Journal:
 
     def _load(self, batch: _Batch) -> Commit:
         assert self._held is not None
-        payload = os.pread(self._held.descriptor, batch.length, batch.offset)
+        try:
+            payload = os.pread(self._held.descriptor, batch.length, batch.offset)
+        except OSError as error:
+            raise _unreadable(self._held.path, error) from error
         return decode(payload[1 + _MARK.size :])
 
     def add(self, numbers: Indices, inferred: Inferred) -> None:
@@ -260,9 +280,16 @@ class Journal:
         with self._lock:
             if published:
                 self._write(_framed(_PUBLISHED), self._state)
-                os.ftruncate(self._held.descriptor, self._state + _HEAD.size + len(_PUBLISHED))
+                self._cut(self._state + _HEAD.size + len(_PUBLISHED))
             elif not (self.found_rows or self.added_rows or self.deaths):
-                os.ftruncate(self._held.descriptor, 0)
+                self._cut(0)
+
+    def _cut(self, size: int) -> None:
+        assert self._held is not None
+        try:
+            os.ftruncate(self._held.descriptor, size)
+        except OSError as error:
+            raise write_failed(self._name, error) from error
 
     def _write_pending(self) -> None:
         commits, self._pending = self._pending, []

@@ -49,6 +49,11 @@ class Plan:
     queue_depth: int
     sizes_from: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def most_rows(self) -> int:
+        """Of one batch."""
+        return min(self.tuning.batch_rows, self.window_rows)
+
 
 def plan_of(
     job: Job,

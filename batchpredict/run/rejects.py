@@ -75,7 +75,7 @@ class RejectsFile:
                 sys.stderr.write(line)
                 continue
             if self._draft is None:
-                self._draft = Draft(self._path)
+                self._draft = Draft(self._path, option="--rejects_file")
             self._draft.stream.write(line.encode("utf-8", "backslashreplace"))
 
     def finish(self) -> Published | None:

@@ -82,7 +82,7 @@ def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | 
     """
     if held is None:
         return None
-    recorded = None if job.no_resume else read_journal(held.descriptor)
+    recorded = None if job.no_resume else read_journal(held)
     finished = recorded is not None and recorded.published
     if not finished and job.if_done == "rescore":
         return None
@@ -128,7 +128,7 @@ def journal_of(
 
 
 def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: LocalSource) -> None:
-    recorded = read_journal(held.descriptor)
+    recorded = read_journal(held)
     why = None
     if recorded is None or recorded.published:
         journal.begin(pins)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -179,7 +178,7 @@ def run_task(
         logger.info("%s; starting over", error)
         if held is None:
             raise
-        os.ftruncate(held.descriptor, 0)
+        held.empty()
         return _attempt(task, job, model, watch, held, stop_at)
 
 

@@ -16,6 +16,8 @@ from batchpredict.cgroup import effective_cores
 from batchpredict.data.locations import write_durably
 from batchpredict.errors import OutputNotCreatable
 from batchpredict.job import Job
+from batchpredict.model.files import read_small
+from batchpredict.model.manifest import shown
 from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import Session, runtime_version
 
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 # The version of the file's layout.
 _LAYOUT = 1
 SIZES = ("batch_rows", "batch_tokens", "workers")
+# What a damaged file may at most ask for: far beyond what any tuning finds.
+_MOST = {"batch_rows": 1 << 30, "batch_tokens": 1 << 30, "workers": 1024}
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def stored_tuning(job: Job, package: ModelPackage, session: Session) -> StoredTu
     key = key_of(job, package, session)
     path = directory / key.file_name
     try:
-        return _parsed(path, json.loads(path.read_bytes()), key)
+        return _parsed(path, json.loads(read_small(path, _MOST_BYTES)), key)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -113,9 +118,9 @@ def _parsed(path: Path, content: Any, key: TuningKey) -> StoredTuning:
         raise ValueError("is of another model, provider, precision, CPU or runtime")
     winner = content.get("winner")
     sizes = winner if isinstance(winner, dict) else {}
-    sound = all(name in SIZES and type(size) is int and size > 0 for name, size in sizes.items())
+    sound = all(type(size) is int and 0 < size <= _MOST.get(n, 0) for n, size in sizes.items())
     if not sound or (winner is not None and not sizes):
-        raise ValueError(f"winner is {winner!r}")
+        raise ValueError(f"winner is {shown(winner)}")
     if content.get("cores") != effective_cores():
         sizes = {name: size for name, size in sizes.items() if name != "workers"}
     return StoredTuning(sizes, str(content.get("ended", "")), path)

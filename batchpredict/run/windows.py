@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchpredict.data.records import Records, Reject
+from batchpredict.data.records import Reader, Records, Reject, take
+from batchpredict.model.contracts import Fault
 
+SKIPPED = "skipped"
 _JSON = pa.json_(pa.string())
 
 
@@ -39,6 +42,35 @@ def windows(
                 pieces, filled, weight = [], 0, 0
     if pieces and filled:
         yield _joined(pieces)
+
+
+def rejected(records: Records, fault: Fault, reader: Reader) -> Reject:
+    """A row that cannot be scored, as it came."""
+    index = fault.index
+    return Reject(
+        row=int(records.rows[index]),
+        line=None if records.lines is None else int(records.lines[index]),
+        code=fault.code,
+        message=fault.message,
+        record=reader.original(records.raw, index),
+        offset=None if records.offsets is None else int(records.offsets[index]),
+    )
+
+
+def skipped(records: Records, rows: Sequence[int]) -> tuple[Fault, ...]:
+    """Those of a window that are to be left out, by their numbers."""
+    places = np.flatnonzero(np.isin(records.rows, rows)) if rows else ()
+    return tuple(Fault(int(place), SKIPPED, "left out by --skip_rows") for place in places)
+
+
+def without(records: Records, faults: Sequence[Fault], reader: Reader) -> Records:
+    """The window with some of its rows rejected, as if they could not be read."""
+    if not faults:
+        return records
+    lost = [rejected(records, fault, reader) for fault in faults]
+    left = np.delete(np.arange(len(records)), [fault.index for fault in faults])
+    rejects = sorted((*records.rejects, *lost), key=lambda reject: reject.row)
+    return replace(take(records, left), rejects=tuple(rejects))
 
 
 def _pieces(block: Records, rows: int, size: int, begun: tuple[int, int]) -> Iterator[Records]:
