@@ -205,7 +205,7 @@ def test_the_same_goes_on(
     with caplog.at_level(logging.INFO):
         receipt = score(source, model, output, batch_rows=500)
     assert receipt.resumed.rows >= 500
-    assert f"{source}: going on, {receipt.resumed.rows} rows are scored already" in said(caplog)
+    assert f"{source}: going on, {receipt.resumed.rows:,} rows are scored already" in said(caplog)
 
 
 def same_time(path: Path, before: os.stat_result) -> None:
@@ -341,7 +341,7 @@ def test_finished_inputs_are_not_scored_again(
         directory.mkdir()
     run_job(sources, model, output_dir=whole, batch_rows=50)
     broken = sources[1].read_bytes()
-    with pytest.raises(TryAgain, match="2 inputs are left"):
+    with pytest.raises(TryAgain, match=r"b\.csv: stopped after --max_seconds"):
         run_job(sources, model, output_dir=out, batch_rows=1000, max_seconds=0.0)
     assert sorted(path.name for path in out.glob("*.csv")) == ["a.csv"]
     before = (out / "a.csv").stat().st_mtime_ns

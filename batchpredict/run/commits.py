@@ -16,7 +16,8 @@ from batchpredict.run.batching import Indices
 from batchpredict.run.scorer import Inferred, Tensors
 
 _LENGTH = struct.Struct("<I")
-_TEXT = "text"
+# How texts are spelled: a line each, or a JSON list.
+_LINES, _JSON = "lines", "json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Commit:
     @classmethod
     def merged(cls, commits: Sequence[Commit]) -> Commit:
         """One after the other."""
+        if len(commits) == 1:
+            return commits[0]
         faults = tuple(fault for commit in commits for fault in commit.faults)
         filled = [commit for commit in commits if len(commit.rows)]
         if not filled:
@@ -77,22 +80,40 @@ def _places(rows: Indices, numbers: Indices) -> tuple[Indices, npt.NDArray[np.bo
 
 
 def encode(commit: Commit) -> bytes:
-    """A commit as bytes: a JSON header (with its length before it), then the arrays."""
-    layout, parts = [], [commit.rows.astype("<i8").tobytes()]
+    """A commit as bytes: a JSON header (with its length before it), then the arrays.
+
+    In the header: `first` row where the rows are consecutive; then they are no array. A tensor's
+    dtype (or how its texts are spelled), shape and size in bytes.
+    """
+    rows = commit.rows
+    count, parts, layout = len(rows), [], []
+    first = int(rows[0]) if count else 0
+    consecutive = bool((rows == np.arange(first, first + count)).all())
+    if not consecutive:
+        parts.append(rows.astype("<i8").tobytes())
     for tensor in commit.tensors:
         part, kind = _array_bytes(tensor)
         layout.append([kind, list(tensor.shape), len(part)])
         parts.append(part)
-    faults = [[fault.index, fault.code, fault.message] for fault in commit.faults]
-    header = json.dumps({"rows": len(commit.rows), "tensors": layout, "faults": faults}).encode()
-    return b"".join([_LENGTH.pack(len(header)), header, *parts])
+    header = {
+        "rows": count,
+        "first": first if consecutive else None,
+        "tensors": layout,
+        "faults": [[fault.index, fault.code, fault.message] for fault in commit.faults],
+    }
+    head = json.dumps(header).encode()
+    return b"".join([_LENGTH.pack(len(head)), head, *parts])
 
 
 def _array_bytes(tensor: npt.NDArray[Any]) -> tuple[bytes, str]:
-    if tensor.dtype == object or tensor.dtype.kind == "U":
-        return json.dumps(tensor.ravel().tolist()).encode(), _TEXT
-    dtype = tensor.dtype.newbyteorder("<")
-    return tensor.astype(dtype, copy=False).tobytes(), dtype.str
+    if tensor.dtype != object and tensor.dtype.kind != "U":
+        dtype = tensor.dtype.newbyteorder("<")
+        return tensor.astype(dtype, copy=False).tobytes(), dtype.str
+    texts = tensor.ravel().tolist()
+    line = "\n".join(texts)
+    if texts and line.count("\n") == len(texts) - 1:  # three times as fast as JSON
+        return line.encode("utf-8", "surrogatepass"), _LINES
+    return json.dumps(texts).encode(), _JSON
 
 
 def decode(data: bytes) -> Commit:
@@ -100,16 +121,23 @@ def decode(data: bytes) -> Commit:
     (length,) = _LENGTH.unpack_from(data)
     offset = _LENGTH.size + length
     header = json.loads(data[_LENGTH.size : offset])
-    rows = np.frombuffer(data, "<i8", header["rows"], offset).astype(np.int64)
-    offset += rows.nbytes
+    count, first = header["rows"], header["first"]
+    if first is None:
+        rows = np.frombuffer(data, "<i8", count, offset).astype(np.int64)
+        offset += rows.nbytes
+    else:
+        rows = np.arange(first, first + count, dtype=np.int64)
     tensors: Tensors = []
     for kind, shape, size in header["tensors"]:
-        tensors.append(_array(data[offset : offset + size], kind, shape))
+        tensors.append(_array(data[offset : offset + size], kind).reshape(shape))
         offset += size
-    return Commit(rows, tensors, tuple(Fault(*fault) for fault in header["faults"]))
+    failed = header["faults"]
+    return Commit(rows, tensors, tuple(Fault(*fault) for fault in failed))
 
 
-def _array(data: bytes, kind: str, shape: Sequence[int]) -> npt.NDArray[Any]:
-    if kind == _TEXT:
-        return np.array(json.loads(data), object).reshape(shape)
-    return np.frombuffer(data, np.dtype(kind)).reshape(shape)
+def _array(data: bytes, kind: str) -> npt.NDArray[Any]:
+    if kind == _LINES:
+        return np.array(data.decode("utf-8", "surrogatepass").split("\n"), object)
+    if kind == _JSON:
+        return np.array(json.loads(data), object)
+    return np.frombuffer(data, np.dtype(kind))

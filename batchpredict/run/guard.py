@@ -155,7 +155,7 @@ class Guard:
         with self._lone.turn:
             if not self._has_child:
                 raise LoneNotStarted("it cannot be started")
-            with self._notes.flight("start", numbers):
+            with self._notes.flight("start", numbers[:1]):
                 try:
                     self._lone.start()
                 except LoneNotStarted:

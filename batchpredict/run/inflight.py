@@ -1,7 +1,9 @@
 """Notes of the rows in flight, in a memory-mapped file that outlives its process.
 
 What a process stores in shared pages the kernel keeps however the process ends; nothing is ever
-synced, for a machine that stops has not been killed by a row. The file, in little-endian 64-bit
+synced, for a machine that stops has not been killed by a row. Where storage vanishes under the file
+(a network mount), or a copy-on-write file system is full, a store is SIGBUS: a death like any
+other. The file, in little-endian 64-bit
 integers: magic number, slots, most rows of a slot; then the slots, each a count, a stage and rows.
 A slot counts 0 unless it is whole: the count is stored last, and taken back first.
 """
@@ -13,7 +15,7 @@ import logging
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,11 +23,12 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from batchpredict.errors import OutputNotCreatable
+from batchpredict.data.locations import not_creatable
 
 logger = logging.getLogger(__name__)
 
-# "prepare", "infer": by this process. "lone_…": by its child. "start": that child was started.
+# "prepare", "infer": by this process. "lone_…": by its child. "start": the child was being started
+# for this row and others.
 Stage = Literal["prepare", "infer", "lone_prepare", "lone_infer", "start"]
 
 _STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -94,9 +97,11 @@ class Notes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Threads that are still at work keep the pages, which nobody will read.
+        # Threads that are still at work keep the pages, which nobody will read. Where the file
+        # cannot be removed nothing can be written either, and that is what the user must hear of.
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
@@ -119,11 +124,7 @@ def _mapped(path: Path, size: int) -> mmap.mmap:
             )
             return mmap.mmap(-1, size)
         path.unlink(missing_ok=True)
-        reason = (error.strerror or "").lower()
-        raise OutputNotCreatable(
-            f"{path}: cannot be created: {reason}; choose another place with --output_file or "
-            "--output_dir"
-        ) from error
+        raise not_creatable(str(path), error, "--output_file or --output_dir") from error
 
 
 def read_notes(path: Path) -> tuple[Note, ...]:

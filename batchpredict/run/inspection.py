@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchpredict.data.naming import tasks_of
+from batchpredict.errors import CONTROLS
 from batchpredict.job import Job
 from batchpredict.model.contracts import Tensor
 from batchpredict.model.outputs import TaskHead, resolve_head
@@ -84,7 +85,7 @@ def table(facts: dict[str, Any]) -> str:
         else:
             rows.append((name, _text(value)))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {value}".translate(CONTROLS) for name, value in rows)
 
 
 def _described(tensor: dict[str, Any]) -> str:

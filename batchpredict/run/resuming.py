@@ -136,25 +136,30 @@ def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: Lo
     why = "--no_resume" if no_resume else difference(recorded.pins, pins)
     if why:
         if recorded.rows:
-            logger.info(
-                "%s: %s; starting over, %d rows were scored", source.name, why, recorded.rows
-            )
+            logger.info("%s: %s; starting over", source.name, why)
         journal.begin(pins)
         return
     source.expect(recorded.marks)
     journal.resume(recorded)
     if recorded.rows:
-        logger.info("%s: going on, %d rows are scored already", source.name, recorded.rows)
+        logger.info("%s: going on, %s rows are scored already", source.name, f"{recorded.rows:,}")
 
 
 def _record_death(journal: Journal) -> None:
     """What the run before had in flight, if it died."""
-    if journal.notes_path is None:
+    path = journal.notes_path
+    if path is None:
         return
-    notes = read_notes(journal.notes_path)
-    if notes and journal.found_runs:  # else they are of a job that was given up
-        journal.add_death(death_of(notes))
-    journal.notes_path.unlink(missing_ok=True)
+    try:
+        notes = read_notes(path)
+        if notes and journal.found_runs:  # else they are of a job that was given up
+            journal.add_death(death_of(notes))
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise OutputNotCreatable(
+            f"{path}: cannot be read and removed: {reason}; remove it"
+        ) from error
 
 
 def suspects_of(journal: Journal, task: Task, job: Job) -> tuple[int, ...]:
@@ -187,4 +192,4 @@ def _keep(journal: Journal, task: Task, error: BaseException) -> None:
         if not isinstance(error, OutputWriteFailed):
             logger.warning("what was scored last is lost: %s", second)
     if rows := journal.found_rows + journal.added_rows:
-        logger.info("%s: %d rows are scored; the same command goes on from there", task.input, rows)
+        logger.info("%s: %s rows are scored and kept for the next run", task.input, f"{rows:,}")

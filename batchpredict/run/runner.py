@@ -3,7 +3,7 @@
 One row's way: a reader's block, a window, `Scorer.prepare`, a batch, `Scorer.infer`,
 `Scorer.finish`, `_settle`, the writer. Reading and preparing are threads of their own, the
 callers of the session several; each hands on windows through a short queue, and the loop in
-`_score` is where they meet, in the input's order.
+`score` is where they meet, in the input's order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +54,7 @@ from batchpredict.run.resuming import (
     suspects_of,
 )
 from batchpredict.run.scorer import Inferred, Scored, spread
+from batchpredict.run.space import check_space
 from batchpredict.run.windows import SKIPPED, rejected, skipped, windows, without
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def run(job: Job, watch: Watch) -> Outcome:
         package = read_package(job.model)
         done = {task: already_done(task, job, package.digest, locks[task.output]) for task in tasks}
         left = [task for task, code in done.items() if code is None]
+        check_space(left, job)
         parquet = any(task.output_format == "parquet" for task in left)
         model = load_model(job, package, parquet=parquet) if left else None
         receipts: list[Receipt] = []
@@ -97,7 +99,7 @@ def run(job: Job, watch: Watch) -> Outcome:
             codes.append(lost.exit_code)
         for task in left:
             assert model is not None
-            _check_time(stop_at, bool(receipts), f"{len(left) - len(receipts)} inputs are left")
+            _check_time(stop_at, bool(receipts), task.input)
             try:
                 receipts.append(run_task(task, job, model, watch, locks[task.output], stop_at))
             except (InputInvalid, InputMissing) as error:
@@ -112,10 +114,10 @@ def run(job: Job, watch: Watch) -> Outcome:
         return Outcome(tuple(receipts), code)
 
 
-def _check_time(stop_at: float, progressed: bool, left: str) -> None:
+def _check_time(stop_at: float, progressed: bool, name: str) -> None:
     """Raise TryAgain after --max_seconds; not before a first commit, or no run would get on."""
     if progressed and time.monotonic() >= stop_at:
-        raise TryAgain(f"stopped after --max_seconds: {left}; the same command goes on from there")
+        raise TryAgain(f"{name}: stopped after --max_seconds; run the same command to go on")
 
 
 def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
@@ -182,6 +184,16 @@ def run_task(
         return _attempt(task, job, model, watch, held, stop_at)
 
 
+@contextmanager
+def _unless_changed(source: LocalSource) -> Iterator[None]:
+    """Raise TryAgain where an input is invalid only because it changed while it was read."""
+    try:
+        yield
+    except InputInvalid:
+        source.check_unchanged()
+        raise
+
+
 def _attempt(
     task: Task, job: Job, model: LoadedModel, watch: Watch, held: Held | None, stop_at: float
 ) -> Receipt:
@@ -190,7 +202,11 @@ def _attempt(
     with Publication(task, job, model, times) as publication:
         try:
             source = LocalSource(task.input)
-            with closing(source), journal_of(task, job, model, source, held) as journal:
+            with (
+                closing(source),
+                journal_of(task, job, model, source, held) as journal,
+                _unless_changed(source),
+            ):
                 publication.resumed = Resumed(journal.found_rows, journal.found_runs)
                 opened = open_task(task, job, model, source)
                 for remark in opened.remarks:
@@ -198,7 +214,7 @@ def _attempt(
                 publication.suspects = suspects_of(journal, task, job)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
-                with closing(_score(_Work(opened, job, model, times, journal, stop_at))) as done:
+                with closing(score(Work(opened, job, model, times, journal, stop_at))) as done:
                     for settled in done:
                         tally.add(settled, publication.rejects)
                         with times.measure("write"):
@@ -216,7 +232,7 @@ def _attempt(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What the stages of a task share; `stop_at`: see run_task."""
 
     opened: Opened
@@ -241,7 +257,7 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Settled:
+class Settled:
     """`records` to write with their `added` columns (null for `nulls` of them), and `rejects`."""
 
     records: Records
@@ -253,7 +269,7 @@ class _Settled:
     duplicates: int
 
 
-def _score(work: _Work) -> Generator[_Settled]:
+def score(work: Work) -> Generator[Settled]:
     """The windows of an input, scored, in order."""
     opened, plan, limit = work.opened, work.model.plan, work.job.limit
     blocks = opened.reader.records(opened.selection)
@@ -277,7 +293,7 @@ def _score(work: _Work) -> Generator[_Settled]:
 
 
 def _begin(
-    rows: Iterator[Records], work: _Work, guard: Guard, callers: Callers
+    rows: Iterator[Records], work: Work, guard: Guard, callers: Callers
 ) -> Iterator[_Window]:
     """Prepare each window and hand what is not known of it to the callers."""
     scorer, reader, times = work.opened.scorer, work.opened.reader, work.times
@@ -301,12 +317,11 @@ def _unknown(plan: Iterable[Indices], known: Inferred, rows: int) -> list[Indice
 
 
 def _infer(
-    work: _Work, guard: Guard, records: Records, prepared: Prepared, batch: Indices
+    work: Work, guard: Guard, records: Records, prepared: Prepared, batch: Indices
 ) -> Inferred:
     """What a caller does."""
     journal, times = work.journal, work.times
-    rows = journal.found_rows + journal.added_rows
-    _check_time(work.stop_at, journal.added_rows > 0, f"{rows} rows are scored")
+    _check_time(work.stop_at, journal.added_rows > 0, work.opened.source.name)
     with times.measure("infer"):
         inferred = guard.infer(records, prepared, batch)
     with times.measure("commit"):
@@ -315,7 +330,7 @@ def _infer(
     return inferred
 
 
-def _settle(window: _Window, scored: Scored, work: _Work) -> _Settled:
+def _settle(window: _Window, scored: Scored, work: Work) -> Settled:
     """Decide what is written and what is rejected."""
     records, opened, job = window.records, work.opened, work.job
     faults = [rejected(records, fault, opened.reader) for fault in scored.faults]
@@ -333,9 +348,9 @@ def _settle(window: _Window, scored: Scored, work: _Work) -> _Settled:
     duplicates = int((prepared.first[scored.indices] != scored.indices).sum())
     if faults and job.on_error == "reject":
         kept = take(records, scored.indices)
-        return _Settled(kept, scored.added, rejects, read, 0, truncated, duplicates)
+        return Settled(kept, scored.added, rejects, read, 0, truncated, duplicates)
     added = spread(scored, len(records)) if faults else scored.added
-    return _Settled(records, added, rejects, read, len(faults), truncated, duplicates)
+    return Settled(records, added, rejects, read, len(faults), truncated, duplicates)
 
 
 class _Tally:
@@ -347,7 +362,7 @@ class _Tally:
         self._rejects = 0
         self.counts = Counts()
 
-    def add(self, settled: _Settled, rejects: RejectsFile) -> None:
+    def add(self, settled: Settled, rejects: RejectsFile) -> None:
         """Count a window, write down its rejects, stop where they are too many already."""
         most = self._budget.rows
         written = settled.rejects if most is None else settled.rejects[: most + 1 - self._rejects]
