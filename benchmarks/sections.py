@@ -299,6 +299,21 @@ def duplicates(shop: Workshop) -> Section:
     return Section("duplicates", "Looking for duplicates", contenders, least_agreement=0.0)
 
 
+def commits(shop: Workshop) -> Section:
+    """The same jobs with the journal's `add` left out."""
+    without = str(HERE / "contenders" / "without_commits.py")
+    jobs = (
+        ("tabular", shop.model("trees"), shop.long("csv")),
+        ("text", shop.model("minilm"), shop.texts(1000)),
+    )
+    contenders = []
+    for name, model, given in jobs:
+        ours = shop.ours(name, model, given)
+        bare = shop.ours(f"{name} without", model, given)
+        contenders += [ours, replace(bare, command=(shop.python, without, *bare.command[4:]))]
+    return Section("commits", "Commits", tuple(contenders), least_agreement=0.0)
+
+
 _JSONL = "JSON Lines: 1,000,000 rows, linear model"
 _AVRO = "Avro ({}): 1,000,000 rows, linear model"
 SECTIONS: dict[str, Callable[[Workshop], Section]] = {
@@ -317,5 +332,6 @@ SECTIONS: dict[str, Callable[[Workshop], Section]] = {
     "memory": memory,
     "memory_text": memory_text,
     "duplicates": duplicates,
+    "commits": commits,
     "startup": startup,
 }
