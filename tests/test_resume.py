@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from batchpredict.run import journal as journals
 from batchpredict.run.commits import Commit, decode, encode
 from batchpredict.run.scorer import Inferred, Scorer, Tensors
 from tests import models
+from tests.commands import run
 from tests.jobs import files_in, receipt_of, run_job, score
 from tests.test_laws import Given, borders, lookup, published, texts, words, write, write_texts
 
@@ -357,6 +359,27 @@ def test_finished_inputs_are_not_scored_again(
     assert broken == sources[1].read_bytes()
     # That job is over: the next one scores everything.
     assert len(run_job(sources, model, output_dir=out).receipts) == 3
+
+
+@pytest.mark.parametrize("hard", [1000, 150])
+def test_more_inputs_than_open_files_are_allowed(tmp_path: Path, hard: int) -> None:
+    """The limit is raised where that is allowed."""
+    model = lookup(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        write(tmp_path / "in" / f"{number}.csv", [Given("1")])
+    done = run(
+        "--input_file=in",
+        f"--model={model}",
+        cwd=tmp_path,
+        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard)),
+    )
+    if hard == 1000:
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / "in").glob("*.scored.csv"))) == 40
+    else:
+        assert done.returncode == 78
+        assert b"40 outputs need as many open files" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["skip", "fail"])

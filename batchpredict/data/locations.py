@@ -378,7 +378,7 @@ class Draft:
             self.stream = self._stream(compression)
         except OSError as error:
             self.abandon()
-            raise _not_creatable(name, error, option) from error
+            raise not_creatable(name, error, option) from error
         except BaseException:
             self.abandon()
             raise
@@ -517,7 +517,7 @@ def check_creatable(name: str, output_dir: str | None, option: str) -> None:
         else:
             return
     except OSError as error:
-        raise _not_creatable(name, error, option) from error
+        raise not_creatable(name, error, option) from error
     raise OutputNotCreatable(f"{name}: {wrong}; choose another place with {option}")
 
 
@@ -560,7 +560,8 @@ def write_failed(name: str, error: OSError) -> OutputWriteFailed:
     )
 
 
-def _not_creatable(name: str, error: OSError, option: str) -> OutputNotCreatable:
+def not_creatable(name: str, error: OSError, option: str) -> OutputNotCreatable:
+    """What is raised where the file system lets no file `name` be; `option` names another place."""
     todo = [remedy(error), f"choose another place with {option}" if option else ""]
     advice = " or ".join(filter(None, todo)) or "choose another place"
     return OutputNotCreatable(f"{name}: cannot be created: {_reason_at(name, error)}; {advice}")

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from batchpredict.data.locations import is_stream, write_failed
+from batchpredict.data.permissions import keep_access
+from batchpredict.data.storage import reason_at
 from batchpredict.errors import OutputNotCreatable, TryAgain
 
 _POLL_SECONDS = 0.1
-# `check_unlocked` of another run has a lock for an instant; that must not end this one.
-_PATIENCE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -52,64 +52,45 @@ def lock_output(output: str, wait: float = 0.0) -> Iterator[Held | None]:
     """Hold the lock of an output; None for a stream, which has nothing beside it.
 
     The kernel ends a lock with its process, so none is ever stale. Raises TryAgain where another
-    run has it for longer than `wait` seconds, OutputNotCreatable.
+    run has it for longer than `wait` seconds, OutputNotCreatable, OutputWriteFailed.
     """
     if is_stream(output):
         yield None
         return
     path = journal_path(output)
-    descriptor = _locked(path, output, _deadline(wait))
+    descriptor = _locked(path, output, time.monotonic() + wait)
     try:
         yield Held(path, descriptor)
     finally:
-        os.close(descriptor)
-
-
-def check_unlocked(output: str, wait: float = 0.0) -> None:
-    """Raise TryAgain where another run has the lock of an output for longer than `wait` seconds."""
-    path = journal_path(output)
-    if is_stream(output) or not path.exists():
-        return
-    deadline = _deadline(wait)
-    with _opened(path, output, os.O_RDWR) as descriptor:
-        while descriptor is not None and not _try(descriptor, path, output):
-            _wait(output, deadline)
-
-
-def _deadline(wait: float) -> float:
-    return time.monotonic() + max(wait, _PATIENCE_SECONDS)
+        try:
+            os.close(descriptor)
+        except OSError as error:  # a network file system that could not take the last of it
+            raise write_failed(str(path), error) from error
 
 
 def _locked(path: Path, output: str, deadline: float) -> int:
     """A descriptor of the file that has this name now, locked."""
     while True:
-        with _opened(path, output, os.O_RDWR | os.O_CREAT) as descriptor:
-            if (
-                descriptor is not None
-                and _try(descriptor, path, output)
-                and _still_named(path, descriptor)
-            ):
+        descriptor = _opened(path, output)
+        try:
+            locked = _try(descriptor, path, output)
+            if locked and _still_named(path, descriptor):
+                _protect(descriptor, path, output)
                 return os.dup(descriptor)
-        _wait(output, deadline)
+        finally:
+            os.close(descriptor)
+        if not locked:
+            _wait(output, deadline)
 
 
-@contextmanager
-def _opened(path: Path, output: str, flags: int) -> Iterator[int | None]:
-    """A descriptor; None where the file vanished meanwhile."""
+def _opened(path: Path, output: str) -> int:
+    # There will be scores in it: it shows no more than an output that it is to replace.
+    replaces = Path(os.path.realpath(output)).exists()
     try:
-        # Until something is committed there is nothing in it; then it is as private as a draft.
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:
-        if flags & os.O_CREAT:
-            raise _unusable(output, path, "created: no such directory") from None
-        yield None
-        return
+        mode = 0o600 if replaces else 0o666
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     except OSError as error:
-        raise _unusable(output, path, f"created: {(error.strerror or '').lower()}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        raise _unusable(output, path, f"created: {reason_at(path, error)}") from error
 
 
 def _unusable(output: str, path: Path, reason: str) -> OutputNotCreatable:
@@ -119,13 +100,21 @@ def _unusable(output: str, path: Path, reason: str) -> OutputNotCreatable:
     )
 
 
+def _protect(descriptor: int, path: Path, output: str) -> None:
+    try:
+        if not os.fstat(descriptor).st_size:
+            keep_access(Path(os.path.realpath(output)), descriptor)
+    except OSError as error:
+        raise _unusable(output, path, f"protected: {reason_at(path, error)}") from error
+
+
 def _try(descriptor: int, path: Path, output: str) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:  # a file system without locks
-        raise _unusable(output, path, f"locked: {(error.strerror or '').lower()}") from error
+        raise _unusable(output, path, f"locked: {reason_at(path, error)}") from error
     return True
 
 

@@ -15,7 +15,7 @@ import logging
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -65,11 +65,10 @@ class Notes:
     """One slot for each thread that may have rows in flight. Safe to be called from all of them.
 
     Replaces what lies at `path`; None keeps the notes to this process. `most_rows`: of a flight.
-    Use as a context manager: however it is left, the file is removed. Raises OutputNotCreatable.
+    The file is to be removed at every orderly end. Raises OutputNotCreatable.
     """
 
     def __init__(self, path: Path | None, threads: int, most_rows: int) -> None:
-        self._path = path
         most_rows = max(most_rows, _LEAST_ROWS)
         size = _WORD.itemsize * (_HEAD_WORDS + threads * (_SLOT_WORDS + most_rows))
         memory = mmap.mmap(-1, size) if path is None else _mapped(path, size)
@@ -92,16 +91,6 @@ class Notes:
         finally:
             slot[0] = 0
             self._free.append(slot)
-
-    def __enter__(self) -> Notes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Threads that are still at work keep the pages, which nobody will read. Where the file
-        # cannot be removed nothing can be written either, and that is what the user must hear of.
-        if self._path is not None:
-            with suppress(OSError):
-                self._path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

@@ -281,7 +281,7 @@ class Journal:
             if published:
                 self._write(_framed(_PUBLISHED), self._state)
                 self._cut(self._state + _HEAD.size + len(_PUBLISHED))
-            elif not (self.found_rows or self.added_rows or self.deaths):
+            elif self._state and not (self.found_rows or self.added_rows or self.deaths):
                 self._cut(0)
 
     def _cut(self, size: int) -> None:

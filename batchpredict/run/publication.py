@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,6 +65,8 @@ class Publication:
         self.resumed = Resumed()
         self.suspects: tuple[int, ...] = ()
         self.retried: Retried | None = None
+        # Told what is durable and about to be published, while nothing is visible yet.
+        self.announce: Callable[[Receipt], None] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
         self._draft: Draft | None = None
 
@@ -94,6 +96,9 @@ class Publication:
             if rejects:
                 summary = replace(receipt.rejects, size=rejects.size, sha256=rejects.sha256)
                 receipt = replace(receipt, rejects=summary)
+            if self.announce is not None:
+                self.announce(receipt)
+            if rejects:
                 self.rejects.publish()
             else:
                 _remove_stale(self._task.rejects)

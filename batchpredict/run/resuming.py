@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import STDIO, InputDiffers, LocalSource, is_stream
 from batchpredict.data.locks import Held, lock_output
 from batchpredict.data.naming import Task
-from batchpredict.errors import OutputNotCreatable, OutputWriteFailed, UsageError
+from batchpredict.errors import ConfigInvalid, OutputNotCreatable, OutputWriteFailed, UsageError
 from batchpredict.job import Job
 from batchpredict.run.deaths import Deaths, death_of
 from batchpredict.run.done import done_receipt
@@ -26,10 +27,20 @@ from batchpredict.run.loading import LoadedModel
 logger = logging.getLogger(__name__)
 
 Locks = Mapping[str, Held | None]
+# What a run has open at most besides the locks of its outputs.
+_OTHER_FILES = 128
 
 
-def check_resumable(tasks: Iterable[Task], job: Job) -> None:
-    """Raise UsageError where a run that is to stop early could not be gone on with."""
+def check_resumable(tasks: Sequence[Task], job: Job) -> None:
+    """Raise UsageError where a run that is to stop early could not be gone on with.
+
+    And where rows are to be left out of one knows not which input.
+    """
+    if job.skip_rows and len(tasks) > 1:
+        raise UsageError(
+            f"--skip_rows counts the rows of one input, and there are {len(tasks)}; score the one "
+            "that is meant by a command of its own"
+        )
     for task in tasks:
         if job.max_seconds is not None and (task.input == STDIO or is_stream(task.output)):
             raise UsageError(
@@ -44,6 +55,7 @@ def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
 
     A journal in which there is nothing is removed in the end.
     """
+    _allow_open_files(len(tasks))
     with ExitStack() as stack:
         locks: dict[str, Held | None] = {}
         for task in tasks:
@@ -56,6 +68,18 @@ def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
             for held in filter(None, locks.values()):
                 if not os.fstat(held.descriptor).st_size:
                     held.remove()
+
+
+def _allow_open_files(locks: int) -> None:
+    wanted = locks + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ConfigInvalid(
+            f"{locks} outputs need as many open files, and no more than {hard} are allowed; raise "
+            "the limit (ulimit -Hn), or score fewer inputs at once"
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def forget(locks: Locks) -> None:
@@ -112,19 +136,24 @@ def journal_of(
         logger.info("%s: cannot be read twice; a run that is killed starts over", task.input)
         held = None
     journal = Journal(held, task.output, source.mark)
-    if held is not None:
-        _begin(journal, held, pins_of(task, job, model, source), job.no_resume, source)
-        _record_death(journal)
-        if not FORMATS[task.input_format].is_sequential:
-            source.read_whole()
     try:
+        if held is not None:
+            _begin(journal, held, pins_of(task, job, model, source), job.no_resume, source)
+            _record_death(journal)
+            if not FORMATS[task.input_format].is_sequential:
+                source.read_whole()
         yield journal
+        journal.close(published=True)
     except InputDiffers:
         raise
     except BaseException as error:
         _keep(journal, task, error)
         raise
-    journal.close(published=True)
+    finally:
+        if journal.notes_path is not None:
+            # Where it cannot be removed nothing can be written either, and that is what matters.
+            with suppress(OSError):
+                journal.notes_path.unlink(missing_ok=True)
 
 
 def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: LocalSource) -> None:

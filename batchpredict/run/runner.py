@@ -277,19 +277,19 @@ def score(work: Work) -> Generator[Settled]:
     callers = Callers(plan.workers)
     notes = Notes(work.journal.notes_path, plan.workers + 1, plan.most_rows)
     guard = Guard(opened.scorer, notes, Deaths(work.journal.deaths))
-    with notes, closing(ahead(rows, plan.queue_depth, "read")) as ready:
-        begun = _begin(ready, work, guard, callers)
-        with closing(ahead(begun, plan.queue_depth, "prepare")) as stream:
-            try:
-                for window in stream:
-                    inferred = [window.known, *(batch.result() for batch in window.batches)]
-                    with work.times.measure("finish"):
-                        scored = opened.scorer.finish(window.prepared, inferred)
-                        settled = _settle(window, scored, work)
-                    yield settled
-            finally:
-                callers.stop(_PATIENCE_SECONDS)
-                guard.close()
+    # Closed by the thread that reads from it: to close it here, while that does, is an error.
+    ready = ahead(rows, plan.queue_depth, "read")
+    with closing(ahead(_begin(ready, work, guard, callers), plan.queue_depth, "prepare")) as stream:
+        try:
+            for window in stream:
+                inferred = [window.known, *(batch.result() for batch in window.batches)]
+                with work.times.measure("finish"):
+                    scored = opened.scorer.finish(window.prepared, inferred)
+                    settled = _settle(window, scored, work)
+                yield settled
+        finally:
+            callers.stop(_PATIENCE_SECONDS)
+            guard.close()
 
 
 def _begin(
