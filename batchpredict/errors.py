@@ -1,10 +1,21 @@
 """Expected errors; each class is one exit code of the command line."""
 
+# Of a message: names in a stranger's file may be as long as the file.
+_MOST = 2000
+# For `str.translate`: C0 and C1 controls, DEL and Unicode's ends of lines, as repr spells them: a
+# file's or column's name must neither forge a line nor reach the terminal.
+CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
 
 class BatchPredictError(Exception):
     """What is wrong, where, and what to do, in one line; shown without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__().translate(CONTROLS)
+        text = text.encode(errors="backslashreplace").decode()  # halves of surrogate pairs
+        return text if len(text) <= _MOST else f"{text[: _MOST // 2]} … {text[-_MOST // 2 :]}"
 
 
 class UsageError(BatchPredictError):

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from batchpredict.errors import CONTROLS
+
 logger = logging.getLogger("batchpredict")
 
 
@@ -32,15 +34,10 @@ def to_nowhere(stream: Any) -> None:
     os.close(descriptor)
 
 
-# C0 and C1 controls and DEL, as repr spells them: a file's or column's name must neither forge a
-# line of the log nor reach the terminal.
-_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
-
-
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if getattr(record, "lines", False) else text.translate(_CONTROLS)
+        return text if getattr(record, "lines", False) else text.translate(CONTROLS)
 
 
 class _JsonLines(logging.Formatter):

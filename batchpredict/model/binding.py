@@ -12,7 +12,7 @@ from batchpredict.errors import ConfigInvalid, InputInvalid, UsageError
 from batchpredict.model.casting import DTYPES, cast_column, castable
 from batchpredict.model.columns import is_json, is_text
 from batchpredict.model.contracts import Encoder, Tensor
-from batchpredict.model.manifest import FILE_NAME, InputSpec, Template, nearest
+from batchpredict.model.manifest import FILE_NAME, InputSpec, Template, nearest, shown
 from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import Session
 from batchpredict.model.tabular import BoundInput, TabularEncoder
@@ -253,7 +253,7 @@ class _Binder:
         return spec.missing or ("nan" if is_float else "reject"), None
 
     def _fill(self, tensor: Tensor, fill: bool | int | float | str) -> bool | int | float | str:
-        wrong = self._wrong(f"[inputs.{tensor.name}]: fill: {fill!r} is not {tensor.dtype}")
+        wrong = self._wrong(f"[inputs.{tensor.name}]: fill: {shown(fill)} is not {tensor.dtype}")
         if isinstance(fill, str) != (tensor.dtype == "string"):
             raise wrong
         cast = cast_column(pa.array([fill]), tensor.dtype, ())

@@ -1,18 +1,18 @@
 """What an .onnx file says of itself, read from its bytes without loading weights.
 
-The format is protocol buffers (https://protobuf.dev/programming-guides/encoding/); field numbers
-are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from batchpredict.errors import ConfigInvalid, Unavailable
+from batchpredict.model.protobuf import Fields, TooManyFields, Truncated, signed, text
 
 # Tensors of this many bytes hold weights, not the names of classes.
 _MOST_CLASS_BYTES = 1 << 16
@@ -32,8 +32,16 @@ _WEIGHTS = frozenset({1, 2, 3, 10, 11, 16})
 _BIASED = frozenset({"Add", "Gemm"})
 
 _HAND_ON = ("ArrayFeatureExtractor", "Cast", "Identity", "Reshape", "ZipMap")
+# So many of them one after the other; nodes of a broken graph may go round in a loop.
+_MOST_HANDS = 50
 
-_Value = int | memoryview
+# In every tensor whose values are in another file.
+_LOCATION = re.compile(b"location")
+# In the place of a path onnxruntime's own marker of an address in its memory.
+_ADDRESS = "_ORT_MEM_ADDR_"
+# Of a name in a message.
+_MOST_SHOWN = 200
+
 _Classes = tuple[str, ...] | tuple[int, ...]
 
 
@@ -91,8 +99,11 @@ def _read(path: Path, view: memoryview) -> GraphFile:
     walk = _Walk()
     try:
         walk.model(view)
-    except ValueError as error:
-        if isinstance(error, _Truncated) and walk.seen:
+    except TooManyFields:
+        how = "larger than any model in use; export it again"
+        raise ConfigInvalid(f"{path}: has too many nodes and values to be read, {how}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, Truncated) and walk.seen:
             how = "the copy is truncated, make it again"
             raise ConfigInvalid(f"{path}: ends before the graph does; {how}") from None
         raise ConfigInvalid(f"{path}: not an ONNX model; give an .onnx file") from None
@@ -100,11 +111,17 @@ def _read(path: Path, view: memoryview) -> GraphFile:
         raise ConfigInvalid(f"{path}: not an ONNX model (it holds no graph); give an .onnx file")
     for location in walk.external:
         pure = PurePosixPath(location)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in location or not location:
+        strange = "\\" in location or not location or _ADDRESS in location
+        if strange or pure.is_absolute() or ".." in pure.parts:
             raise ConfigInvalid(
-                f"{path}: external data at {location!r} is outside the model's folder;"
-                " save the model again with relative locations"
+                f"{path}: external data at {location[:_MOST_SHOWN]!r} is outside the model's"
+                " folder; save the model again with relative locations"
             )
+    if "EPContext" in walk.operators:
+        raise ConfigInvalid(
+            f"{path}: holds a graph compiled for one device (EPContext), which reads files of its"
+            " own; give the model it was made from"
+        )
     return GraphFile(
         tuple(sorted(walk.opsets.items())),
         tuple(sorted(walk.external)),
@@ -116,80 +133,11 @@ def _read(path: Path, view: memoryview) -> GraphFile:
     )
 
 
-class _Truncated(ValueError):
-    """A length runs over the end of its message."""
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(view):
-            raise _Truncated
-        byte = view[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, _Value]]:
-    """(field number, number or bytes) of one message; fixed-width numbers come as bytes."""
-    at = 0
-    while at < len(view):
-        tag, at = _varint(view, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(view, at)
-            yield number, value
-            continue
-        if wire == 2:
-            size, at = _varint(view, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError
-        if at + size > len(view):
-            raise _Truncated
-        yield number, view[at : at + size]
-        at += size
-
-
-def _messages(view: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
-    for number, value in _fields(view):
-        if number in numbers:
-            if isinstance(value, int):
-                raise ValueError
-            yield number, value
-
-
-def _text(value: _Value) -> str:
-    if isinstance(value, int):
-        raise ValueError
-    return bytes(value).decode()
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _packed(value: _Value) -> list[int]:
-    """Repeated int64, packed or one at a time."""
-    if isinstance(value, int):
-        return [_signed(value)]
-    numbers, at = [], 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        numbers.append(_signed(number))
-    return numbers
-
-
 @dataclass
 class _Walk:
     """Collects while it goes down a ModelProto."""
 
+    fields: Fields = field(default_factory=Fields)
     seen: bool = False
     graphs: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
@@ -205,7 +153,7 @@ class _Walk:
     inputs: list[str] = field(default_factory=list)
 
     def model(self, view: memoryview) -> None:
-        for number, value in _fields(view):
+        for number, value in self.fields.of(view):
             if number == 1 and isinstance(value, int):  # ir_version comes first
                 self.seen = True
             elif number == 7 and not isinstance(value, int):
@@ -214,18 +162,21 @@ class _Walk:
             elif number == 8 and not isinstance(value, int):
                 self.opset(value)
             elif number == 25 and not isinstance(value, int):  # functions
-                for _, node in _messages(value, 7):
-                    self.node(node)
+                for part, node in self.fields.messages(value, 7, 11):
+                    if part == 7:
+                        self.node(node)
+                    else:
+                        self.attribute(node)
 
     def opset(self, view: memoryview) -> None:
-        parts = dict(_fields(view))
-        domain = _text(parts[1]) if 1 in parts else ""
+        parts = dict(self.fields.of(view))
+        domain = text(parts[1]) if 1 in parts else ""
         version = parts.get(2, 0)
         if isinstance(version, int):
-            self.opsets[domain or "ai.onnx"] = _signed(version)
+            self.opsets[domain or "ai.onnx"] = signed(version)
 
     def graph(self, view: memoryview, *, top: bool = False) -> None:
-        for number, value in _messages(view, 1, 5, 11, 12, 15):
+        for number, value in self.fields.messages(view, 1, 5, 11, 12, 15):
             if number == 1:
                 self.node(value)
             elif number == 5:
@@ -233,22 +184,22 @@ class _Walk:
             elif number == 15:
                 self.sparse(value)
             elif number == 11 and top:
-                self.inputs += [_text(name) for _, name in _messages(value, 1)]
+                self.inputs += [text(name) for _, name in self.fields.messages(value, 1)]
             elif top:
-                self.outputs += [_text(name) for _, name in _messages(value, 1)]
+                self.outputs += [text(name) for _, name in self.fields.messages(value, 1)]
 
     def node(self, view: memoryview) -> None:
         operator, transform = "", ""
         inputs: list[str] = []
         outputs: list[str] = []
         classes: list[_Classes] = []
-        for number, value in _messages(view, 1, 2, 4, 5):
+        for number, value in self.fields.messages(view, 1, 2, 4, 5):
             if number == 1:
-                inputs.append(_text(value))
+                inputs.append(text(value))
             elif number == 2:
-                outputs.append(_text(value))
+                outputs.append(text(value))
             elif number == 4:
-                operator = _text(value)
+                operator = text(value)
             else:
                 found, transform_found = self.attribute(value)
                 if transform in ("", "NONE"):
@@ -265,8 +216,7 @@ class _Walk:
     def origin(self, name: str) -> str:
         """The operator that makes the values of a tensor, past those that hand them on."""
         made_by, source = self.produced.get(name, ("", ""))
-        # Nodes are sorted in a valid graph; a loop in a broken one must end too.
-        for _ in range(len(self.produced)):
+        for _ in range(_MOST_HANDS):
             if made_by not in _HAND_ON:
                 break
             made_by, source = self.produced.get(source, ("", ""))
@@ -274,25 +224,30 @@ class _Walk:
 
     def attribute(self, view: memoryview) -> tuple[list[_Classes], str]:
         """Class labels and post_transform, if it is one of these attributes."""
-        name = ""
-        for number, value in _fields(view):
+        name, transform = "", ""
+        hides: bool | None = None
+        classes: list[_Classes] = []
+        for number, value in self.fields.of(view):
             if number == 1:
-                name = _text(value)
+                name = text(value)
                 if name.startswith("classlabels"):
-                    return _class_attribute(view), ""
-                if name == "prob_a":  # SVMClassifier's own step from values to probabilities
-                    return [], "LOGISTIC"
+                    classes = self.class_attribute(view)
+                elif name == "prob_a":  # SVMClassifier's own step from values to probabilities
+                    transform = "LOGISTIC"
             elif number == 4 and name == "post_transform":
-                return [], _text(value)
+                transform = text(value)
             elif number == 8 and name == "ngram_indexes":  # a TfIdfVectorizer counts each of them
-                self.width = max(self.width, 1 + max(_packed(value), default=0))
+                self.width = max(self.width, 1 + max(self.fields.packed(value), default=0))
             elif number in (7, 8, 9):
                 # Lists of numbers or texts: a tree ensemble has millions, and an attribute that
-                # holds them holds no tensors.
-                break
+                # holds them holds no tensors, unless it was made to hide one.
+                if hides is None:
+                    hides = _LOCATION.search(view) is not None
+                if not hides:
+                    break
             elif not isinstance(value, int):
                 self.attribute_value(number, value)
-        return [], ""
+        return classes, transform
 
     def attribute_value(self, number: int, value: memoryview) -> None:
         if number in (5, 10):
@@ -303,7 +258,7 @@ class _Walk:
             self.sparse(value)
 
     def sparse(self, view: memoryview) -> None:
-        for _, tensor in _messages(view, 1, 2):
+        for _, tensor in self.fields.messages(view, 1, 2):
             self.tensor(tensor)
 
     def tensor(self, view: memoryview) -> None:
@@ -312,23 +267,23 @@ class _Walk:
         dims: list[int] = []
         name, kind = "", 0
         small = len(view) < _MOST_CLASS_BYTES
-        for number, value in _fields(view):
+        for number, value in self.fields.of(view):
             if number == 13 and not isinstance(value, int):
-                entry = {key: _text(item) for key, item in _fields(value)}
+                entry = {key: text(item) for key, item in self.fields.of(value)}
                 if entry.get(1) == "location":
                     self.external.add(entry.get(2, ""))
             elif number == 1:
-                dims += _packed(value)
+                dims += self.fields.packed(value)
             elif number == 2 and isinstance(value, int):
                 kind = value
             elif number == 8:
-                name = _text(value)
+                name = text(value)
             elif small and number == 6 and not isinstance(value, int):
                 texts.append(bytes(value).decode(errors="replace"))
             elif small and number == 7 and kind == _INT64:
-                numbers += _packed(value)
+                numbers += self.fields.packed(value)
             elif small and number == 9 and kind == _INT64 and not isinstance(value, int):
-                numbers += [item for (item,) in struct.iter_unpack("<q", value)]
+                numbers += [n for (n,) in struct.iter_unpack("<q", value[: len(value) // 8 * 8])]
         self.weight(name, kind, dims)
         if name.startswith("classes") and (texts or numbers):
             self.classes.append(("initializer", tuple(texts) if texts else tuple(numbers)))
@@ -342,15 +297,14 @@ class _Walk:
         else:
             self.width = max(self.width, dims[-1])
 
-
-def _class_attribute(view: memoryview) -> list[_Classes]:
-    texts: list[str] = []
-    numbers: list[int] = []
-    for number, value in _fields(view):
-        if number == 9:
-            texts.append(_text(value))
-        elif number == 8:
-            numbers += _packed(value)
-    if texts:
-        return [tuple(texts)]
-    return [tuple(numbers)] if numbers else []
+    def class_attribute(self, view: memoryview) -> list[_Classes]:
+        texts: list[str] = []
+        numbers: list[int] = []
+        for number, value in self.fields.of(view):
+            if number == 9:
+                texts.append(text(value))
+            elif number == 8:
+                numbers += self.fields.packed(value)
+        if texts:
+            return [tuple(texts)]
+        return [tuple(numbers)] if numbers else []

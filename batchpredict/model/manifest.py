@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import string
 import tomllib
@@ -17,6 +18,16 @@ FILE_NAME = "batchpredict.toml"
 TASKS = ("single_label", "multi_label", "binary", "regression", "embedding")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 MISSING = ("nan", "reject")
+
+# Of a name that is compared with others for its likeness, which takes the square of it.
+_MOST_LIKE = 200
+_MOST_SHOWN = 300
+_MOST_LENGTH = 2**31 - 1
+# A key of more parts than a manifest has use for. tomllib takes the square of them: `a.a.a…` of
+# 64 KiB half a minute.
+_DEEP_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){16}""", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,18 @@ class Manifest:
     golden: tuple[Golden, ...] = ()
 
 
+def shown(value: object) -> str:
+    """`repr`, short: a stranger's file may hold anything in the place of what belongs there."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, nested lists
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ ", did you mean X?" for the known name that is most like `name`, or nothing."""
-    by_case = {other.casefold(): other for other in known}
+    by_case = {other.casefold(): other for other in known if len(other) <= _MOST_LIKE}
     found = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=0.6)
     return f", did you mean {by_case[found[0]]!r}?" if found else ""
 
@@ -108,7 +128,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def read_manifest(path: Path) -> Manifest:
     """Raises ConfigInvalid naming the file and the line or key; Unavailable if not readable."""
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode()
+        if found := _DEEP_KEY.search(text):
+            line = text.count("\n", 0, found.end()) + 1
+            raise ConfigInvalid(f"{path}:{line}: a key of more than 16 parts; remove it")
+        document = tomllib.loads(text)
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -117,6 +141,9 @@ def read_manifest(path: Path) -> Manifest:
         found = re.search(r"^(.*) \(at line (\d+), column \d+\)$", str(error))
         where = f"{path}:{found[2]}" if found else f"{path}"
         raise ConfigInvalid(f"{where}: not TOML: {found[1] if found else error}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigInvalid(f"{path}: not TOML: {reason}") from error
     return _Keys(f"{path}", document).manifest()
 
 
@@ -141,7 +168,9 @@ class _Keys:
         allowed = kinds if isinstance(kinds, tuple) else (kinds,)
         stray = isinstance(value, bool) and bool not in allowed
         if value is not None and (stray or not isinstance(value, allowed)):
-            raise self.error(key, f"must be {what}, not {value!r}")
+            raise self.error(key, f"must be {what}, not {shown(value)}")
+        if isinstance(value, int) and abs(value) >> 63:
+            raise self.error(key, "the number is too large")
         return value
 
     def text(self, key: str) -> str | None:
@@ -154,7 +183,7 @@ class _Keys:
         value = self.text(key)
         if value is not None and value not in known:
             options = ", ".join(known)
-            raise self.error(key, f"{value!r} is not one of {options}{nearest(value, known)}")
+            raise self.error(key, f"{shown(value)} is not one of {options}{nearest(value, known)}")
         return value
 
     def texts(self, key: str, *, one: bool = False) -> tuple[str, ...] | None:
@@ -165,7 +194,7 @@ class _Keys:
             return None
         listed = [value] if isinstance(value, str) else value
         if not all(isinstance(item, str) for item in listed):
-            raise self.error(key, f"must be {what}, not {value!r}")
+            raise self.error(key, f"must be {what}, not {shown(value)}")
         return tuple(listed)
 
     def template(self, key: str) -> Template | None:
@@ -173,12 +202,14 @@ class _Keys:
         try:
             return None if value is None else Template.parse(value)
         except ValueError as error:
-            raise self.error(key, f"{value!r}: {error}") from error
+            raise self.error(key, f"{shown(value)}: {error}") from error
 
     def labels(self) -> tuple[str, ...] | None:
         labels = self.texts("labels")
         if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise self.error("labels", f"needs two or more different labels, not {list(labels)}")
+            raise self.error(
+                "labels", f"needs two or more different labels, not {shown(list(labels))}"
+            )
         return labels
 
     def threshold(self) -> float | None:
@@ -189,8 +220,8 @@ class _Keys:
 
     def max_length(self) -> int | None:
         value = self.get("max_length", int, "a whole number of tokens")
-        if value is not None and value < 1:
-            raise self.error("max_length", f"must be 1 or more, not {value}")
+        if value is not None and not 1 <= value <= _MOST_LENGTH:
+            raise self.error("max_length", f"must be 1 or more, at most {_MOST_LENGTH}")
         return None if value is None else int(value)
 
     def version(self) -> str | None:
@@ -232,11 +263,18 @@ class _Keys:
         row = self.get("row", dict, "a table of columns and values")
         if not row:
             raise self.error("row", "must name at least one column")
+        try:
+            json.dumps(row)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self.error("row", "may hold texts, numbers, true and false") from error
         prediction = self.get("prediction", (str, int, float, list), "a label, a number or a list")
         score = self.get("score", (int, float), "a number")
         if prediction is None and score is None:
             raise self.error("prediction", "a golden row needs `prediction`, `score` or both")
         listed = tuple(prediction) if isinstance(prediction, list) else prediction
+        for item in listed if isinstance(listed, tuple) else ():
+            if not isinstance(item, str | float) and (type(item) is not int or abs(item) >> 63):
+                raise self.error("prediction", f"lists labels or numbers, not {shown(item)}")
         return Golden(row, listed, None if score is None else float(score))
 
     def manifest(self) -> Manifest:

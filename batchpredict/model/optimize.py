@@ -29,6 +29,7 @@ _RECIPE = 1
 # in one scale for all of its rows as the rest of a transformer.
 _OPERATORS = ("Attention", "Conv", "LSTM", "MatMul")
 _MOST_BYTES = 2**31 - 1
+_MOST_SUM_BYTES = 1024
 
 
 def int8_graph(package: ModelPackage) -> Path:
@@ -104,12 +105,12 @@ def _cache_folder() -> Path:
 
 def _is_whole(target: Path) -> bool:
     """Whether it is there and as it was made; a disk or a copy may have damaged it since."""
-    try:
-        stated = _sum_file(target).read_text().split()[:1]
-        with target.open("rb") as file:
-            return stated == [hashlib.file_digest(file, "sha256").hexdigest()]
-    except (FileNotFoundError, UnicodeDecodeError):
+    if not (target.is_file() and _sum_file(target).is_file()):
         return False
+    with _sum_file(target).open("rb") as file:
+        stated = file.read(_MOST_SUM_BYTES).split()[:1]
+    with target.open("rb") as file:
+        return stated == [hashlib.file_digest(file, "sha256").hexdigest().encode()]
 
 
 def _sum_file(target: Path) -> Path:

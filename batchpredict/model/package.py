@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchpredict.errors import ConfigInvalid, Unavailable
+from batchpredict.model.files import check_member
 from batchpredict.model.graph_file import GraphFile, read_graph_file
-from batchpredict.model.manifest import FILE_NAME, Manifest, read_manifest
+from batchpredict.model.manifest import FILE_NAME, Manifest, read_manifest, shown
 
 # Files beside the graph that shape predictions, as Hugging Face's and our own tools write them.
 COMPANIONS = (
@@ -24,6 +25,11 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+# Bytes of a file. A graph is one message, which protocol buffers limit; what is read by Python
+# takes two seconds a MiB (TOML), or 25 times its size (JSON); a tokenizer takes 20 times.
+_MOST_GRAPH = 2**31 - 1
+_MOST_BYTES = {FILE_NAME: 2 << 20, "tokenizer.json": 128 << 20}
+_MOST_JSON = 16 << 20
 # Their position 0 and 1 are taken: positions are counted from pad_token_id + 1
 # (create_position_ids_from_input_ids in transformers).
 _OFFSET_POSITIONS = frozenset(
@@ -31,7 +37,7 @@ _OFFSET_POSITIONS = frozenset(
      "xlm-roberta-xl", "xmod"}
 )  # fmt: skip
 # tokenizer_config.json says 1e30 (int(1e30) in transformers) where no length is known.
-_NO_LENGTH = 10**6
+NO_LENGTH = 10**6
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,13 @@ def read_package(path: str | Path) -> ModelPackage:
     A file is read with the companions beside it, so that one of several graphs of a directory
     can be named. Raises Unavailable (missing, not permitted), ConfigInvalid (what is wrong).
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises for unknown users
     directory, graph = _locate(path)
-    present = [name for name in COMPANIONS if (directory / name).is_file()]
+    check_member(directory, graph, _MOST_GRAPH)
+    # Whatever has the name, if only a link to nothing: leaving it out would change the scores.
+    present = [name for name in COMPANIONS if os.path.lexists(directory / name)]
+    for name in present:
+        check_member(directory, name, _MOST_BYTES.get(name, _MOST_JSON))
     config = _Config(directory, present)
     graph_file = read_graph_file(directory / graph)
     manifest = read_manifest(directory / FILE_NAME) if FILE_NAME in present else Manifest()
@@ -109,17 +119,19 @@ def read_package(path: str | Path) -> ModelPackage:
 
 def _locate(path: Path) -> tuple[Path, str]:
     try:
-        absolute = path.resolve(strict=True)
+        absolute = Path(os.path.realpath(path, strict=True))
         if absolute.is_dir():
             return absolute, _graph_in(absolute, path)
         # Not resolved further: in a Hugging Face cache the file is a link to a nameless blob.
-        directory = path.parent.resolve(strict=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        directory = Path(os.path.realpath(path.parent, strict=True))
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise Unavailable(
             f"--model={path}: {reason}; name a .onnx file or a model directory"
         ) from error
-    if directory.name == "onnx" and not any((directory / name).is_file() for name in COMPANIONS):
+    if directory.name == "onnx" and not any(
+        os.path.lexists(directory / name) for name in COMPANIONS
+    ):
         return directory.parent, f"onnx/{path.name}"
     return directory, path.name
 
@@ -129,7 +141,7 @@ def _graph_in(directory: Path, given: Path) -> str:
         inside = directory / folder
         if not inside.is_dir():
             continue
-        graphs = sorted(p.name for p in inside.iterdir() if p.suffix == ".onnx" and p.is_file())
+        graphs = sorted(p.name for p in inside.iterdir() if p.suffix == ".onnx" and not p.is_dir())
         if "model.onnx" in graphs:
             return f"{folder}model.onnx"
         if len(graphs) == 1:
@@ -150,11 +162,12 @@ def _files(
     folder = Path(graph).parent
     for location in graph_file.external:
         name = (folder / location).as_posix()
-        if not (directory / name).is_file():
+        if not os.path.lexists(directory / name):
             raise ConfigInvalid(
-                f"{directory / graph}: its weights are in {location!r}, which is not there;"
-                f" copy it to {directory / name}"
+                f"{directory / graph}: its weights are in {shown(location)}, which is not"
+                f" there; copy it to {directory / name}"
             )
+        check_member(directory, name, None)
         names.append(name)
     return tuple((name, *_size_and_sha256(directory / name)) for name in sorted(set(names)))
 
@@ -184,12 +197,14 @@ class _Config:
         path = self.directory / name
         try:
             document = json.loads(path.read_bytes())
+            json.dumps(document, ensure_ascii=False).encode()  # no lone surrogates in any name
         except OSError as error:
             raise Unavailable(f"{path}: {error.strerror}") from error
         except json.JSONDecodeError as error:
             raise ConfigInvalid(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise ConfigInvalid(f"{path}: not JSON") from error
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise ConfigInvalid(f"{path}: not JSON: {reason}") from error
         if not isinstance(document, dict):
             raise ConfigInvalid(f"{path}: must hold a JSON object")
         return document
@@ -203,16 +218,16 @@ class _Config:
     def text(self, name: str, key: str) -> str | None:
         value = self.get(name, key)
         if value is not None and not isinstance(value, str):
-            raise self.error(name, key, f"must be a text, not {value!r}")
+            raise self.error(name, key, f"must be a text, not {shown(value)}")
         return value
 
     def whole(self, name: str, key: str) -> int | None:
         value = self.get(name, key)
-        if value is None:
-            return None
-        if type(value) not in (int, float) or not math.isfinite(value) or value != int(value):
-            raise self.error(name, key, f"must be a whole number, not {value!r}")
-        return int(value)
+        if type(value) is float and value.is_integer():
+            return int(value)
+        if value is not None and type(value) is not int:
+            raise self.error(name, key, f"must be a whole number, not {shown(value)}")
+        return value
 
     def labels(self) -> tuple[str, ...] | None:
         mapping = self.get("config.json", "id2label")
@@ -221,11 +236,12 @@ class _Config:
         try:
             by_id = {int(key): str(label) for key, label in mapping.items()}
             labels = tuple(by_id[index] for index in range(len(by_id)))
-        except (AttributeError, KeyError, ValueError) as error:
+        except (AttributeError, KeyError, ValueError, RecursionError) as error:
             what = "must map 0, 1, 2 … to labels without gaps"
             raise self.error("config.json", "id2label", what) from error
         if len(set(labels)) < len(labels):
-            raise self.error("config.json", "id2label", f"two labels are the same: {list(labels)}")
+            what = f"two labels are the same: {shown(list(labels))}"
+            raise self.error("config.json", "id2label", what)
         # transformers writes one or two placeholder labels for models that classify nothing.
         return labels or None
 
@@ -246,12 +262,12 @@ class _Config:
             self.whole("sentence_bert_config.json", "max_seq_length"),
             positions,
         )
-        lengths = [length for length in stated if length and 0 < length < _NO_LENGTH]
+        lengths = [length for length in stated if length and 0 < length < NO_LENGTH]
         return min(lengths, default=None)
 
     def heads(self) -> int | None:
         stated = (self.whole("config.json", name) for name in ("num_attention_heads", "n_heads"))
-        return next((count for count in stated if count), None)
+        return next((count for count in stated if count and count > 0), None)
 
     def prompt(self) -> str:
         name = "config_sentence_transformers.json"
@@ -260,5 +276,7 @@ class _Config:
             return ""
         prompts = self.get(name, "prompts")
         if not isinstance(prompts, dict) or not isinstance(prompts.get(default), str):
-            raise self.error(name, "default_prompt_name", f"{default!r} is not among `prompts`")
+            raise self.error(
+                name, "default_prompt_name", f"{shown(default)} is not among `prompts`"
+            )
         return str(prompts[default])

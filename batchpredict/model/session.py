@@ -40,9 +40,12 @@ _ERRORS: tuple[type[Exception], ...] = (
     ),
     RuntimeError,
     MemoryError,
+    UnicodeDecodeError,  # names in the graph, or in a message about it
 )
 # Beside them: a runtime too old for plugins, a plugin without its library.
 _PLUGIN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, AttributeError, OSError)
+# Of a fixed dimension of an input or output: a label each, and a number in the memory of a batch.
+_MOST_SIZE = 1 << 22
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -68,8 +71,8 @@ class Session:
     ) -> None:
         self._session = session
         self._reopen = reopen
-        self.inputs = tuple(_tensor(node) for node in session.get_inputs())
-        self.outputs = tuple(_tensor(node) for node in session.get_outputs())
+        self.inputs = tuple(_tensor(graph, node) for node in session.get_inputs())
+        self.outputs = tuple(_tensor(graph, node) for node in session.get_outputs())
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self.provider: str = session.get_providers()[0]
         self.precision = precision
@@ -117,17 +120,6 @@ def open_session(
     options = _options()
     if provider == "openvino":
         _add_openvino(options, precision, callers or effective_cores())
-    try:
-        # Providers that the options hold already must not be named again.
-        named = {"providers": [wanted]} if provider == "cpu" else {}
-        session = onnxruntime.InferenceSession(path, options, **named)
-    except _ERRORS as error:
-        raise ConfigInvalid(f"{path}: {_explain(package, _one_line(error))}") from error
-    given = session.get_providers()
-    if given[0] != wanted:
-        raise ConfigInvalid(f"{path}: asked for {wanted}, onnxruntime gave {', '.join(given)}")
-    if provider == "openvino":
-        _check_assignment(session, path)
     again = partial(
         open_session,
         package,
@@ -136,7 +128,20 @@ def open_session(
         graph=graph,
         callers=callers,
     )
-    return Session(session, str(package.graph_path), precision, again)
+    try:
+        # Providers that the options hold already must not be named again.
+        named = {"providers": [wanted]} if provider == "cpu" else {}
+        # A fallback would try once more and print that on standard output, which may hold rows.
+        session = onnxruntime.InferenceSession(path, options, enable_fallback=0, **named)
+        opened = Session(session, str(package.graph_path), precision, again)
+    except _ERRORS as error:
+        raise ConfigInvalid(f"{path}: {_explain(package, _one_line(error))}") from error
+    given = session.get_providers()
+    if given[0] != wanted:
+        raise ConfigInvalid(f"{path}: asked for {wanted}, onnxruntime gave {', '.join(given)}")
+    if provider == "openvino":
+        _check_assignment(session, path)
+    return opened
 
 
 def runtime_version() -> str:
@@ -241,12 +246,16 @@ def _check_assignment(session: onnxruntime.InferenceSession, path: str) -> None:
         )
 
 
-def _tensor(node: Any) -> Tensor:
+def _tensor(graph: str, node: Any) -> Tensor:
     dtype = re.sub(r"^tensor\((.*)\)$", r"\1", node.type)
-    if node.type.startswith("seq(map("):
-        dtype = "sequence(map)"
+    dtype = "sequence(map)" if node.type.startswith("seq(map(") else _DTYPES.get(dtype, dtype)
     shape = tuple(None if isinstance(size, int) and size < 0 else size for size in node.shape)
-    return Tensor(node.name, _DTYPES.get(dtype, dtype), shape)
+    if any(isinstance(size, int) and size > _MOST_SIZE for size in shape):
+        raise ConfigInvalid(
+            f"{graph}: {node.name} is {dtype} {list(shape)}; dimensions of up to {_MOST_SIZE:,} can"
+            " be fed, export the model with others"
+        )
+    return Tensor(node.name, dtype, shape)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, compress
@@ -25,7 +26,7 @@ from batchpredict.model.columns import flags, is_json, is_text, json_values, pla
 from batchpredict.model.contracts import Fault, Feeds, Prepared, Tensor
 from batchpredict.model.duplicates import first_seen
 from batchpredict.model.manifest import Template
-from batchpredict.model.package import ModelPackage
+from batchpredict.model.package import NO_LENGTH, ModelPackage
 from batchpredict.model.session import InferenceFailed, Session
 
 # Tokenizing costs about 1/100 of the inference and runs beside it; a thread pool of its own would
@@ -33,6 +34,8 @@ from batchpredict.model.session import InferenceFailed, Session
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_MOST_ID = 2**31 - 1
+_MOST_TYPE = 2**7 - 1
 # Encodings are Python objects of about 1 kB; only this many live at a time.
 _CHUNK_ROWS = 512
 
@@ -141,7 +144,10 @@ class TextEncoder:
         total: int,
         faults: dict[int, Fault],
     ) -> tuple[_Tokens, npt.NDArray[np.bool_]]:
-        """Tokens of the texts of `rows`, of `total`; and which of them were truncated."""
+        """Tokens of the texts of `rows`, of `total`; and which of them were truncated.
+
+        Raises ConfigInvalid where the tokenizer gives ids that no model takes.
+        """
         typed = any(tensor.name == "token_type_ids" for tensor in self.inputs)
         lengths = np.zeros(total, np.int64)
         ids: list[npt.NDArray[np.int32]] = []
@@ -156,11 +162,9 @@ class TextEncoder:
                     encoding and lengths[row] == self.max_length and encoding.overflowing
                 )
             whole = [encoding for encoding in chunk if encoding is not None]
-            count = sum(map(len, whole))
-            ids.append(np.fromiter(chain.from_iterable(e.ids for e in whole), np.int32, count))
-            if typed:
-                flat = chain.from_iterable(e.type_ids for e in whole)
-                types.append(np.fromiter(flat, np.int8, count))
+            chunk_ids, chunk_types = _flat(whole, typed)
+            ids.append(chunk_ids)
+            types.append(chunk_types)
         tokens = _Tokens(
             np.concatenate([np.empty(0, np.int32), *ids]),
             np.concatenate([np.empty(0, np.int8), *types]) if typed else None,
@@ -173,7 +177,9 @@ class TextEncoder:
     ) -> Iterator[Encoding | None]:
         """One encoding per text, None for a text the tokenizer cannot express."""
         try:
-            yield from self.tokenizer.encode_batch_fast(texts)
+            with _panics():
+                encodings = self.tokenizer.encode_batch_fast(texts)
+            yield from encodings
             return
         except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
             if len(texts) == 1:
@@ -208,6 +214,35 @@ class TextEncoder:
                 array[real] = tokens.type_ids[source]
             feeds[tensor.name] = array
         return feeds
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """A panic of the tokenizers library, which is no Exception, as one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"the tokenizers library has panicked: {error}") from error
+
+
+def _flat(
+    encodings: Sequence[Encoding], typed: bool
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+    """Ids and, where they are wanted, type ids of all, one after the other."""
+    count = sum(map(len, encodings))
+    types = chain.from_iterable(e.type_ids for e in encodings) if typed else ()
+    try:
+        return (
+            np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, count),
+            np.fromiter(types, np.int8, count if typed else 0),
+        )
+    except OverflowError as error:
+        raise ConfigInvalid(
+            f"tokenizer.json: gives token ids beyond {_MOST_ID} or types beyond {_MOST_TYPE}, which"
+            " no model takes; copy the one the model was trained with"
+        ) from error
 
 
 def _strings(name: str, column: pa.Array, faults: dict[int, Fault]) -> pa.Array:
@@ -261,7 +296,8 @@ def open_text_encoder(
     _check_inputs(package, session)
     max_length = package.max_length
     if max_length is None and stored.truncation is not None:
-        max_length = stored.truncation["max_length"]
+        stated = stored.truncation["max_length"]
+        max_length = stated if 0 < stated < NO_LENGTH else None
     pad_id = _pad_id(package, stored)
     shapes = [tensor.shape for tensor in session.inputs if tensor.name == "input_ids"]
     fixed = shapes[0][1] if len(shapes[0]) == 2 else None
@@ -305,7 +341,8 @@ def _tokenizer(package: ModelPackage, session: Session) -> _Stored:
 @lru_cache(maxsize=1)
 def _read_tokenizer(path: Path, digest: str) -> _Stored:  # noqa: ARG001 - the file's content
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with _panics():
+            tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         what = " ".join(str(error).split())
         raise ConfigInvalid(f"{path}: not a tokenizer: {what}") from error
@@ -342,7 +379,7 @@ def _pad_id(package: ModelPackage, stored: _Stored) -> int:
     if stored.padding is not None:
         known.append(stored.padding["pad_id"])
     known += [tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("<pad>")]
-    return next((pad for pad in known if pad is not None and pad >= 0), 0)
+    return next((pad for pad in known if pad is not None and 0 <= pad <= _MOST_ID), 0)
 
 
 def _check_vocabulary(package: ModelPackage, session: Session, encoder: TextEncoder) -> None:

@@ -1,0 +1,1 @@
+"""Targets of fuzzing, found by `harness.all_targets`."""
