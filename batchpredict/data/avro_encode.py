@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import fastavro
@@ -12,10 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from batchpredict.data.arrow_types import is_bytes, is_list, is_string, value_type, values_of
+from batchpredict.data.arrow_types import (
+    cast_to,
+    is_bytes,
+    is_list,
+    is_string,
+    value_type,
+    values_of,
+)
 from batchpredict.data.avro_columns import parsed_field
-from batchpredict.data.avro_schema import avro_type, legal_names
+from batchpredict.data.avro_schema import RecordSchema, avro_type, legal_names
 from batchpredict.data.conversion import as_text
+from batchpredict.data.respelled import Unfit, avro_value
 
 _LONGEST_VARINT = 10
 _VALUE_BRANCH, _NULL_BRANCH = 2, 0  # of ["null", T], as zigzag
@@ -56,6 +65,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if is_bytes(kind):
         return pa.binary()
+    if pt.is_null(kind):  # in a list or map: see cast_to
+        return pa.int32()
     if pt.is_uint64(kind):
         return pa.decimal128(20, 0)
     if pt.is_float16(kind):
@@ -76,6 +87,8 @@ def _ticks_type(kind: pa.DataType) -> pa.DataType:
         return pa.large_list(_ticks_type(kind.value_type))
     if pt.is_date64(kind):
         return pa.date32()
+    if pt.is_null(kind):
+        return pa.int32()
     if pt.is_timestamp(kind) and kind.unit == "s":
         return pa.timestamp("ms", kind.tz)
     return pa.time32("ms") if pt.is_time32(kind) else kind
@@ -87,7 +100,7 @@ def _plain(array: pa.Array) -> pa.Array:
         lengths = pc.list_value_length(array).fill_null(0).to_numpy()
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
         array = pa.LargeListArray.from_arrays(offsets, array.flatten(), mask=array.is_null())
-    return array.cast(_ticks_type(array.type)).cast(_plain_type(array.type))
+    return cast_to(cast_to(array, _ticks_type(array.type)), _plain_type(array.type))
 
 
 def _cut(matrix: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> pa.BinaryArray:
@@ -183,3 +196,15 @@ def _renamed(value: Any, kind: pa.DataType) -> Any:
     if is_list(kind):
         return [_renamed(item, kind.value_type) for item in value]
     return value
+
+
+def encode_record(record: Mapping[str, Any], schema: RecordSchema) -> bytes:
+    """A row of a file, spelled as in a rejects file, as that file has it. Raises Unfit."""
+    parsed = parsed_field(schema.structure(schema.top))
+    value = avro_value(record, schema.top, schema.definitions)
+    stream = io.BytesIO()
+    try:
+        fastavro.schemaless_writer(stream, parsed, {"value": value})
+    except (ValueError, TypeError, EOFError, LookupError, OverflowError) as error:
+        raise Unfit(str(error) or type(error).__name__) from error
+    return stream.getvalue()

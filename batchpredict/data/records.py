@@ -50,7 +50,7 @@ class Selection:
     reserved: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reject:
     """A row that is not scored.
 

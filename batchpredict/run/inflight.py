@@ -3,9 +3,11 @@
 What a process stores in shared pages the kernel keeps however the process ends; nothing is ever
 synced, for a machine that stops has not been killed by a row. Where storage vanishes under the file
 (a network mount), or a copy-on-write file system is full, a store is SIGBUS: a death like any
-other. The file, in little-endian 64-bit
-integers: magic number, slots, most rows of a slot; then the slots, each a count, a stage and rows.
-A slot counts 0 unless it is whole: the count is stored last, and taken back first.
+other.
+
+The file, in little-endian 64-bit integers: magic number, slots, most rows of a slot; then the
+slots, each a count, a stage and rows. A slot counts 0 unless it is whole: the count is stored last,
+and taken back first.
 """
 
 from __future__ import annotations

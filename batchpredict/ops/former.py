@@ -1,0 +1,159 @@
+"""A run that is over, as its receipt tells of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from batchpredict.data.locations import LocalSource, Published, is_stream
+from batchpredict.data.naming import Task, format_of
+from batchpredict.errors import InputInvalid, InputMissing
+from batchpredict.job import Job
+from batchpredict.run.receipt import Counts, InputFile, RejectsSummary
+
+
+@dataclass(frozen=True)
+class Former:
+    """One input's run. `task`: where its files are now. `tool`, `model`: see Receipt."""
+
+    receipt: str
+    run_id: str
+    job: Job
+    task: Task
+    input: InputFile
+    output: Published
+    rejects: RejectsSummary
+    counts: Counts
+    tool: Mapping[str, str]
+    model: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Of its output."""
+        return self.counts.scored + self.counts.nulls
+
+    @property
+    def codes(self) -> Counter[str]:
+        return Counter(self.rejects.codes)
+
+    def open_output(self) -> LocalSource:
+        """Its output, which agrees with the receipt. Raises InputMissing, InputInvalid."""
+        source = LocalSource(self.task.output)
+        if source.size != self.output.size or source.finish() != self.output.sha256:
+            raise InputInvalid(
+                f"{self.task.output}: is not the file that {self.receipt} tells of, it was changed "
+                "or replaced since; name the receipt of the run that wrote it, or run predict again"
+            )
+        return source
+
+    def open_input(self) -> LocalSource | None:
+        """Its input; None where that is no longer there as it was read.
+
+        It is taken to be if size and time of change are the same, else if its sha256 is.
+        """
+        if not Path(self.task.input).is_file():
+            return None
+        source, read = LocalSource(self.task.input), self.input
+        if source.size != read.size:
+            return None
+        same = source.modified_ns == read.modified_ns
+        return source if same or source.finish() == read.sha256 else None
+
+
+def read_former(path: str) -> Former:
+    """Read a receipt. Raises InputMissing, InputInvalid (none, or of no published output)."""
+    path = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises for unknown users
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputMissing(f"{path}: {reason}; name the receipt beside an output") from error
+    except ValueError as error:
+        raise _no_receipt(path, "it is not JSON") from error
+    try:
+        return _former(path, content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _no_receipt(path, f"{type(error).__name__}: {error}") from error
+
+
+def _no_receipt(path: str, why: str) -> InputInvalid:
+    return InputInvalid(f"{path}: is not a receipt ({why}); name OUTPUT.receipt.json")
+
+
+def _former(path: str, content: Mapping[str, Any]) -> Former:
+    if content["receipt"] != 1:
+        raise _no_receipt(path, f"its layout is {content['receipt']!r}, not 1")
+    if content["exit_code"] not in (0, 3) or content["output"] is None:
+        raise InputInvalid(f"{path}: that run published nothing; run predict again")
+    output = Published(**content["output"])
+    if is_stream(output.path):
+        raise InputInvalid(f"{path}: its output went to a stream ({output.path}); run predict")
+    (entry,) = content["inputs"]
+    rejects = RejectsSummary(**content["rejects"])
+    read = InputFile(**{"modified_ns": None, **entry})
+    job = _job(path, content["options"])
+    return Former(
+        receipt=path,
+        run_id=content["run_id"],
+        job=job,
+        task=_task(path, job, read, output, rejects.path),
+        input=read,
+        output=output,
+        rejects=rejects,
+        counts=Counts(**content["counts"]),
+        tool=content["tool"],
+        model=content["model"],
+    )
+
+
+def _job(path: str, options: Mapping[str, Any]) -> Job:
+    """The job that has these options."""
+    known = {field.name for field in fields(Job)}
+    if unknown := sorted(set(options) - known):
+        raise InputInvalid(
+            f"{path}: {unknown[0]!r} is no option of this version; use the version of batchpredict "
+            "that wrote the receipt"
+        )
+    return Job(**{name: _hashable(value) for name, value in options.items()})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _task(path: str, job: Job, read: InputFile, output: Published, rejects: str | None) -> Task:
+    """Files by the names they have in the receipt, or else beside it.
+
+    The names count from where that run was started, which need not be here.
+    """
+    input_format = job.input_format or format_of(read.path)
+    if input_format is None:
+        raise _no_receipt(path, f"the format of {read.path} is not known")
+    named = job.output_file and format_of(job.output_file)
+    found = _located(path, output.path, output.size)
+    beside = Path(path).parent / Path(output.path).name
+    if beside.is_file() and not Path(found).is_file():  # it was changed, which is told later
+        found = str(beside)
+    rejects = rejects or f"{output.path}.rejects.jsonl"
+    source = _located(path, read.path, read.size)
+    return Task(
+        read.path if os.path.realpath(source) == os.path.realpath(found) else source,
+        input_format,
+        found,
+        job.output_format or named or input_format,
+        rejects if found == output.path else str(Path(path).parent / Path(rejects).name),
+        path,
+    )
+
+
+def _located(receipt: str, name: str, size: int | None) -> str:
+    """The file of this size, under its name or beside the receipt; else the name."""
+    for file in (name, str(Path(receipt).parent / Path(name).name)):
+        if Path(file).is_file() and Path(file).stat().st_size == size:
+            return file
+    return name
