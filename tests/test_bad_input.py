@@ -594,14 +594,14 @@ def test_a_bug(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from batchpredict.run import runner
+    from batchpredict.run import scoring
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a slip of ours")
 
     data = tmp_path / "data.csv"
     data.write_text(table(*ROWS))
-    monkeypatch.setattr(runner, "_settle", broken)
+    monkeypatch.setattr(scoring, "_settle", broken)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code = cli.main([f"--input_file={data}", f"--model={text_model}"])

@@ -249,7 +249,9 @@ def test_limit(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
         assert len(scores(tmp_path / "data.scored.csv")) == 1 + min(limit, 3)
         found = receipt(tmp_path / "data.scored.csv.receipt.json")
         assert found["counts"]["read"] == min(limit, 3)
-        assert found["inputs"][0] == {"path": str(data), "size": None, "sha256": None}
+        (read,) = found["inputs"]
+        assert (read["path"], read["size"]) == (str(data), data.stat().st_size)
+        assert read["sha256"] is None
 
 
 def test_dry_run(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
@@ -521,6 +523,7 @@ VALUES = {
     "memory_limit": "2147483648",
     "no_tuning": "true",
     "if_done": "skip",
+    "skip_rows": "3,5",
     "no_resume": "true",
     "max_seconds": "5",
     "lock_wait": "5",
@@ -552,7 +555,7 @@ def test_every_option_has_a_variable_and_a_key(
     monkeypatch.setenv(f"BATCHPREDICT_{name.upper()}", text)
     assert value() == expected
     monkeypatch.delenv(f"BATCHPREDICT_{name.upper()}")
-    toml = {"column": '{ a = "b" }', "keep": '["a", "b"]'}.get(name)
+    toml = {"column": '{ a = "b" }', "keep": '["a", "b"]', "skip_rows": "[3, 5]"}.get(name)
     toml = toml or (text if text in ("true", "5", "0.25") else f'"{text}"')
     (tmp_path / "job.toml").write_text(f"{name} = {toml}\n")
     found = value(f"--job={tmp_path / 'job.toml'}")
@@ -657,10 +660,10 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
     assert set(found) == {
         *("receipt", "run_id", "started", "ended", "exit_code", "tool", "model", "inputs"),
         *("output", "rejects", "options", "plan", "counts", "stages", "rows_per_second"),
-        *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed"),
+        *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed", "suspects"),
     }
     assert found["exit_code"] == 3
-    assert found["inputs"] == [digest(data)]
+    assert found["inputs"] == [digest(data) | {"modified_ns": data.stat().st_mtime_ns}]
     assert found["output"] == digest(tmp_path / "data.scored.csv")
     rejects = digest(tmp_path / "data.scored.csv.rejects.jsonl")
     assert found["rejects"] == {**rejects, "codes": {"malformed_row": 1}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -37,13 +36,14 @@ from batchpredict.job import Job
 from batchpredict.model.outputs import resolve_head
 from batchpredict.ops.former import Former
 from batchpredict.ops.rejected import Rejected
+from batchpredict.run.deadline import NEVER
 from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.opening import Opened, dialect_of, open_task, same_family
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
 from batchpredict.run.receipt import Counts
-from batchpredict.run.runner import Settled, Work, score
+from batchpredict.run.scoring import Settled, Work, score
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class _Again:
                 model=work.model,
                 times=self.times,
                 journal=journal,
-                stop_at=math.inf,
+                deadline=NEVER,
             )
         )
 

@@ -25,10 +25,17 @@ def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
         return None
     if receipt["model"]["sha256"] != digest:
         return None
-    if shaping_options(task, receipt["options"]) != shaping_options(task, asdict(job)):
+    if _options(task, receipt["options"]) != _options(task, asdict(job)):
         return None
     same = _same_input(task, receipt["inputs"][0]) and _same_output(task, receipt["output"])
     return receipt if same else None
+
+
+def _options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decide what is in the output, those too that no score depends on."""
+    others = {name: options.get(name) for name in ("on_error", "skip_rows")}
+    plain: dict[str, Any] = json.loads(json.dumps(others))
+    return shaping_options(task, options) | plain
 
 
 def _read(task: Task) -> dict[str, Any] | None:

@@ -171,6 +171,8 @@ class Journal:
 
     `held` None: a task that cannot be resumed; then nothing is written or remembered.
     `mark`: how far the input was read, at least to the rows that are added.
+    `found_rows`, `added_rows`, `kept_rows`: inferred by earlier runs, by this one, and those that
+    are written down.
     """
 
     def __init__(self, held: Held | None, name: str, mark: Callable[[], Mark]) -> None:
@@ -185,7 +187,8 @@ class Journal:
         self._state = 0
         self._batches: tuple[_Batch, ...] = ()
         self._firsts = self._lasts = np.empty(0, np.int64)
-        self.found_rows = self.added_rows = self.found_runs = 0
+        self._detached = held is None
+        self.found_rows = self.added_rows = self.kept_rows = self.found_runs = 0
         self.deaths: tuple[Any, ...] = ()
 
     @property
@@ -210,7 +213,8 @@ class Journal:
         """Go on with a journal that was read from the file held."""
         if self._held is None:
             return
-        self.found_rows, self.found_runs = recorded.rows, recorded.runs
+        self.found_rows = self.kept_rows = recorded.rows
+        self.found_runs = recorded.runs
         self.deaths = recorded.deaths
         self._batches = recorded.batches
         self._firsts = np.array([batch.first for batch in recorded.batches], np.int64)
@@ -249,9 +253,9 @@ class Journal:
 
         Raises OutputWriteFailed.
         """
-        if self._held is None:
-            return
         with self._lock:
+            if self._detached:
+                return
             if not self._pending:
                 self._since = time.monotonic()
             self._pending.append(Commit.of(numbers, inferred))
@@ -261,7 +265,8 @@ class Journal:
                 self._write_pending()
         if time.monotonic() - self._synced >= _SYNC_SECONDS and self._syncing.acquire(False):
             try:
-                self._sync()
+                if not self._detached:
+                    self._sync()
             finally:
                 self._syncing.release()
 
@@ -273,6 +278,11 @@ class Journal:
             self._write_pending()
         self._sync()
 
+    def detach(self) -> None:
+        """Leave the file alone from now on: callers may still be at work when it is closed."""
+        with self._lock:
+            self._detached = True
+
     def close(self, *, published: bool) -> None:
         """Say that the output was published; remove a journal that is of no use to anybody."""
         if self._held is None:
@@ -281,7 +291,7 @@ class Journal:
             if published:
                 self._write(_framed(_PUBLISHED), self._state)
                 self._cut(self._state + _HEAD.size + len(_PUBLISHED))
-            elif self._state and not (self.found_rows or self.added_rows or self.deaths):
+            elif self._state and not (self.kept_rows or self.deaths):
                 self._cut(0)
 
     def _cut(self, size: int) -> None:
@@ -292,12 +302,15 @@ class Journal:
             raise write_failed(self._name, error) from error
 
     def _write_pending(self) -> None:
-        commits, self._pending = self._pending, []
-        if not commits:
+        if not self._pending:
             return
         mark = self._mark()
         head = b"B" + _MARK.pack(mark.position, bytes.fromhex(mark.sha256))
-        self._append(head + encode(Commit.merged(commits)))
+        commit = Commit.merged(self._pending)
+        self._append(head + encode(commit))
+        # Only now: what a full disk did not take is tried again when the draft has gone.
+        self._pending = []
+        self.kept_rows += len(commit.rows) + len(commit.faults)
 
     def _append(self, payload: bytes) -> None:
         frame = _framed(payload)

@@ -78,6 +78,11 @@ class Publication:
         self._draft = Draft(name, compression, make_parents=below)
         return self._draft.stream
 
+    def abandon_output(self) -> None:
+        """Give the room back that an output takes which will not be published."""
+        if self._draft:
+            self._draft.abandon()
+
     def publish(self, source: LocalSource | InputFile, counts: Counts) -> Receipt:
         """Make everything durable, then visible. Raises OutputWriteFailed, TryAgain.
 
@@ -191,8 +196,7 @@ class Publication:
 
     def __exit__(self, *_: object) -> None:
         self.rejects.abandon()
-        if self._draft:
-            self._draft.abandon()
+        self.abandon_output()
 
 
 def _remove_stale(name: str | None) -> None:

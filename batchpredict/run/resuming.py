@@ -20,7 +20,7 @@ from batchpredict.job import Job
 from batchpredict.run.deaths import Deaths, death_of
 from batchpredict.run.done import done_receipt
 from batchpredict.run.identity import Pins, difference, pins_of
-from batchpredict.run.inflight import read_notes
+from batchpredict.run.inflight import notes_beside, read_notes
 from batchpredict.run.journal import Journal, read_journal
 from batchpredict.run.loading import LoadedModel
 
@@ -85,7 +85,14 @@ def _allow_open_files(locks: int) -> None:
 def forget(locks: Locks) -> None:
     """Remove all journals: a job that has come to its end needs none of them."""
     for held in filter(None, locks.values()):
+        _remove_notes(held)
         held.remove()
+
+
+def _remove_notes(held: Held) -> None:
+    # Where they cannot be removed nothing can be written either, and that is what matters.
+    with suppress(OSError):
+        notes_beside(held.path).unlink(missing_ok=True)
 
 
 def _make_parents(output: str) -> None:
@@ -150,10 +157,9 @@ def journal_of(
         _keep(journal, task, error)
         raise
     finally:
-        if journal.notes_path is not None:
-            # Where it cannot be removed nothing can be written either, and that is what matters.
-            with suppress(OSError):
-                journal.notes_path.unlink(missing_ok=True)
+        journal.detach()
+        if held is not None:
+            _remove_notes(held)
 
 
 def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: LocalSource) -> None:
@@ -220,5 +226,5 @@ def _keep(journal: Journal, task: Task, error: BaseException) -> None:
     except OutputWriteFailed as second:
         if not isinstance(error, OutputWriteFailed):
             logger.warning("what was scored last is lost: %s", second)
-    if rows := journal.found_rows + journal.added_rows:
+    if rows := journal.kept_rows:
         logger.info("%s: %s rows are scored and kept for the next run", task.input, f"{rows:,}")
