@@ -47,6 +47,12 @@ def children(kind: pa.DataType) -> list[pa.DataType]:
     return [kind.field(index).type for index in range(kind.num_fields)]
 
 
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether there is Unicode text anywhere."""
+    kind = value_type(kind)
+    return is_string(kind) or any(holds_text(child) for child in children(kind))
+
+
 def has_list_view(kind: pa.DataType) -> bool:
     """Whether there is a list view anywhere, which pyarrow 26 casts wrongly."""
     kind = value_type(kind)
@@ -77,6 +83,15 @@ def without_views(kind: pa.DataType) -> pa.DataType:
             return pa.list_(item, kind.list_size)
         return pa.list_(item) if pt.is_list(kind) else pa.large_list(item)
     return kind
+
+
+def cast_to(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`array.cast(kind)`, but for a cast to the same type.
+
+    pyarrow 26 shortens the nulls of a list or map that is cast to its own type, also inside of
+    other types, and what reads them reads other memory.
+    """
+    return array if array.type == kind else array.cast(kind)
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:

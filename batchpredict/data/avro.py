@@ -27,6 +27,7 @@ from batchpredict.data.avro_columns import (
     parsed_field,
 )
 from batchpredict.data.avro_container import (
+    MOST_BLOCK_BYTES,
     BlockWriter,
     Damaged,
     Header,
@@ -57,8 +58,11 @@ from batchpredict.data.records import (
 from batchpredict.errors import InputInvalid
 
 Int64 = npt.NDArray[np.int64]
-# Bounds a block of records that take no bytes at all.
+# Bound a block of records that take no bytes at all, or few and have many fields.
 _MOST_ROWS = 1 << 16
+_MOST_CELLS = 1 << 22
+# Avro blocks joined: they may hold nothing.
+_MOST_EXTENTS = 1 << 12
 
 
 def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:  # noqa: ARG001
@@ -114,7 +118,7 @@ class _Faults:
 
     def add(self, column: str, faults: Mapping[int, tuple[str, str]]) -> None:
         for index, (code, message) in faults.items():
-            self.by_index.setdefault(index, (code, f"column '{column}': {message}"))
+            self.by_index.setdefault(index, (code, f"column {column!r}: {message}"))
 
 
 class AvroReader:
@@ -156,7 +160,13 @@ class AvroReader:
         except SchemaInvalid as error:
             raise self._schema_invalid(error) from error
         for piece in self._pieces(columns.walker):
-            yield self._records(piece, columns)
+            try:
+                records = self._records(piece, columns)
+            except Damaged as error:
+                raise InputInvalid(
+                    f"{self._name}: rows from {piece.first} on cannot be read: {error}"
+                ) from error
+            yield records
 
     def _schema_invalid(self, error: SchemaInvalid) -> InputInvalid:
         return InputInvalid(f"{self._name}: {error}; write the file again with a valid schema")
@@ -166,11 +176,12 @@ class AvroReader:
         parts: list[bytes] = []
         extents: list[tuple[int, int]] = []
         size = 0
-        for block in read_blocks(self._stream, self._header, self._name):
+        most = max(MOST_BLOCK_BYTES, 2 * self._most_bytes)
+        for block in read_blocks(self._stream, self._header, self._name, most):
             parts.append(block.data)
             size += len(block.data)
             extents.append((size, block.count))
-            if size >= BLOCK_BYTES:
+            if size >= BLOCK_BYTES or len(extents) >= _MOST_EXTENTS:
                 yield _Joined(b"".join(parts), tuple(extents))
                 parts, extents, size = [], [], 0
         if extents:
@@ -178,33 +189,35 @@ class AvroReader:
 
     def _pieces(self, walker: Walker) -> Iterator[_Piece]:
         row = 1
+        most_rows = max(1, min(_MOST_ROWS, _MOST_CELLS // self.avro.cells))
         for joined in self._joined():
-            position = start = 0
+            position = start = held = 0
             marks: list[Int64] = []
+            walker.begin()
             for end, count in joined.extents:
                 left = count
                 while left:
-                    walked = self._walk(walker, joined.data, (position, left, start, end), row)
+                    most = min(left, most_rows - held)
+                    walked = self._walk(walker, joined.data, (position, most, start, end), row)
                     marks.append(walked)
                     left -= len(walked)
+                    held += len(walked)
                     row += len(walked)
                     position = int(walked[-1, -1])
-                    if position - start >= BLOCK_BYTES or len(walked) == _MOST_ROWS:
-                        all_marks = np.concatenate(marks)
-                        yield _Piece(joined.data, start, all_marks, row - len(all_marks))
-                        start, marks = position, []
+                    if position - start >= BLOCK_BYTES or held == most_rows:
+                        yield _Piece(joined.data, start, np.concatenate(marks), row - held)
+                        start, marks, held = position, [], 0
+                        walker.begin()
                 if position != end:
                     raise self._unreadable(row, "its block is longer than its rows")
             if marks:
-                all_marks = np.concatenate(marks)
-                yield _Piece(joined.data, start, all_marks, row - len(all_marks))
+                yield _Piece(joined.data, start, np.concatenate(marks), row - held)
 
     def _walk(
         self, walker: Walker, data: bytes, place: tuple[int, int, int, int], row: int
     ) -> Int64:
-        position, left, start, end = place
+        position, most, start, end = place
         try:
-            most = min(left, _MOST_ROWS)
             walked = walker.walk(data, position, most, start + BLOCK_BYTES)
         except Damaged as error:
             reason, index = error.args

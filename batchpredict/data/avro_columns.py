@@ -16,6 +16,7 @@ import pyarrow.types as pt
 from fastavro.schema import SchemaParseException
 
 from batchpredict.data.arrow_types import JSON, is_json
+from batchpredict.data.avro_container import Damaged
 from batchpredict.data.avro_schema import (
     RecordSchema,
     SchemaInvalid,
@@ -29,6 +30,8 @@ from batchpredict.data.conversion import json_text
 Int64 = npt.NDArray[np.int64]
 _LONGEST_VARINT = 10
 _NUMPY = {"boolean": "u1", "float": "<f4", "double": "<f8"}
+# Bytes of JSON text one block of rows may become: names of fields come with every value.
+_MOST_TEXT = 1 << 29
 # What fastavro raises for bytes that its schema does not fit.
 UNDECODABLE = (ValueError, TypeError, EOFError, LookupError, OverflowError, RecursionError)
 
@@ -56,6 +59,9 @@ class Decoded:
     values: pa.Array
     faults: Mapping[int, tuple[str, str]]
 
+
+# What Arrow raises for values that its type does not fit: numbers and decimals out of range.
+UNFIT = (pa.ArrowException, *UNDECODABLE)
 
 Decoder = Callable[[Cells], Decoded]
 
@@ -233,16 +239,34 @@ class _NestedDecoder:
         self._parsed = parsed_field(schema.structure(node))
 
     def __call__(self, cells: Cells) -> Decoded:
+        """Raises Damaged where the values become far more than their bytes."""
         values: list[Any] = []
         faults = {}
+        size = 0
         for index in range(len(cells)):
             value, fault = self._value(cells.bytes_at(index))
             values.append(value)
+            size += len(value) if isinstance(value, str) else 0
+            if size > _MOST_TEXT:
+                raise Damaged(f"a block of values takes more than {_MOST_TEXT} characters as JSON")
             if fault:
                 faults[index] = ("bad_type", f"the value cannot be decoded: {fault}")
         if is_json(self._kind):
             texts = pa.array(values, pa.string())
             return Decoded(pa.ExtensionArray.from_storage(self._kind, texts), faults)
+        return self._nested(values, faults)
+
+    def _nested(self, values: list[Any], faults: dict[int, tuple[str, str]]) -> Decoded:
+        try:
+            return Decoded(pa.array(values, self._kind), faults)
+        except UNFIT:
+            pass
+        for index, value in enumerate(values):
+            try:
+                pa.array([value], self._kind)
+            except UNFIT as error:
+                values[index] = None
+                faults[index] = ("bad_type", f"the value cannot be decoded: {_short(error)}")
         return Decoded(pa.array(values, self._kind), faults)
 
     def _value(self, encoded: bytes) -> tuple[Any, str]:
@@ -251,13 +275,18 @@ class _NestedDecoder:
         try:
             record: Any = fastavro.schemaless_reader(stream, self._parsed, None)
         except UNDECODABLE as error:
-            return None, f"{type(error).__name__}: {error}"
+            return None, f"{type(error).__name__}: {_short(error)}"
         if stream.tell() != len(encoded):
             return None, "it is longer than what it holds"
         value = record["value"]
         if not is_json(self._kind):
             return _fitted(value, self._node, self._definitions), ""
         return None if value is None else json_text(value), ""
+
+
+def _short(error: BaseException) -> str:
+    text = ascii(str(error))[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def parsed_field(node: Any) -> Any:
@@ -269,7 +298,7 @@ def parsed_field(node: Any) -> Any:
     try:
         return fastavro.parse_schema({"type": "record", "name": "Value_", "fields": [field]})
     except (*UNDECODABLE, SchemaParseException) as error:
-        raise SchemaInvalid(f"fastavro refuses a type in its schema ({error!r})") from error
+        raise SchemaInvalid(f"fastavro refuses a type in its schema ({_short(error)})") from error
 
 
 def _fitted(value: Any, node: Any, definitions: Mapping[str, Any]) -> Any:

@@ -30,6 +30,12 @@ _MAGIC = b"Obj\x01"
 _SYNC_BYTES = 16
 _READ_BYTES = 1 << 20
 _LONGEST_VARINT = 10
+# A block is held whole, and so is the header; far below what an honest one takes of memory.
+MOST_BLOCK_BYTES = 1 << 28
+_MOST_HEADER_BYTES = 1 << 26
+# Rows that take no bytes at all (every field is null) could be any number in any file.
+_MOST_EMPTY_ROWS = 1 << 22
+_MOST_LZMA_BYTES = 1 << 28
 # Encoded bytes after which a block is closed; the record that reaches them is its last.
 BLOCK_BYTES = 1 << 17
 
@@ -49,10 +55,10 @@ def zigzag(number: int) -> bytes:
     return bytes(result)
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, most: int) -> bytes:
     inflater = zlib.decompressobj(-15)
-    result = inflater.decompress(data) + inflater.flush()
-    if not inflater.eof:
+    result = inflater.decompress(data, most)
+    if not inflater.eof and len(result) < most:
         raise Damaged("the deflate data ends early")
     return result
 
@@ -62,10 +68,10 @@ def _deflate(data: bytes) -> bytes:
     return deflater.compress(data) + deflater.flush()
 
 
-def _unsnap(data: bytes) -> bytes:
+def _unsnap(data: bytes, most: int) -> bytes:
     size, _ = _varint(io.BytesIO(data), signed=False)
     # No snappy element makes more than 64 bytes of 2: a larger claim is damage, not data.
-    if size > 32 * len(data):
+    if size > 32 * len(data) or size > most:
         raise Damaged("the snappy data states an impossible size")
     result = pa.decompress(data[:-4], decompressed_size=size, codec="snappy", asbytes=True)
     if zlib.crc32(result) != int.from_bytes(data[-4:], "big"):
@@ -78,13 +84,22 @@ def _snap(data: bytes) -> bytes:
     return compressed + zlib.crc32(data).to_bytes(4, "big")
 
 
-_DECODE: dict[str, Callable[[bytes], bytes]] = {
-    "null": lambda data: data,
+def _unxz(data: bytes, most: int) -> bytes:
+    decoder = lzma.LZMADecompressor(memlimit=_MOST_LZMA_BYTES)
+    result = decoder.decompress(data, most)
+    if not decoder.eof and len(result) < most:
+        raise Damaged("the xz data ends early")
+    return result
+
+
+# At most so many bytes: a few stored ones can stand for any number.
+_DECODE: dict[str, Callable[[bytes, int], bytes]] = {
+    "null": lambda data, _: data,
     "deflate": _inflate,
-    "bzip2": bz2.decompress,
+    "bzip2": lambda data, most: bz2.BZ2File(io.BytesIO(data)).read(most),
     "snappy": _unsnap,
-    "xz": lzma.decompress,
-    "zstandard": lambda data: zstd.decompress(data),
+    "xz": _unxz,
+    "zstandard": lambda data, most: zstd.ZstdFile(io.BytesIO(data)).read(most),
 }
 _ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "null": lambda data: data,
@@ -156,13 +171,15 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     if magic != _MAGIC:
         raise InputInvalid(f"{name}: is not an Avro file; check --input_format")
     metadata = {}
+    left = _MOST_HEADER_BYTES
     try:
         while count := _varint(stream)[0]:
             if count < 0:
                 _varint(stream)
             for _ in range(abs(count)):
-                key = _exactly(stream, _varint(stream)[0]).decode()
-                metadata[key] = _exactly(stream, _varint(stream)[0])
+                key, value = _header_text(stream, left), _header_text(stream, left)
+                metadata[key.decode()] = value
+                left -= len(key) + len(value) + 1
         header = Header(metadata, _exactly(stream, _SYNC_BYTES))
     except (Damaged, EOFError, UnicodeDecodeError) as error:
         raise InputInvalid(
@@ -170,18 +187,26 @@ def read_header(stream: BinaryIO, name: str) -> Header:
         ) from error
     if header.codec not in _DECODE:
         raise InputInvalid(
-            f"{name}: Avro codec '{header.codec}' is not known; rewrite the file with one of "
+            f"{name}: Avro codec {header.codec[:40]!r} is not known; rewrite the file with one of "
             f"{', '.join(_DECODE)}"
         )
     return header
 
 
-def read_blocks(stream: BinaryIO, header: Header, name: str) -> Iterator[Block]:
+def _header_text(stream: BinaryIO, left: int) -> bytes:
+    size, _ = _varint(stream)
+    if size > left:
+        raise Damaged("the header is too large")
+    return _exactly(stream, size)
+
+
+def read_blocks(stream: BinaryIO, header: Header, name: str, most: int) -> Iterator[Block]:
     """The blocks after the header, one in memory at a time. Raises InputInvalid.
 
-    A file cut exactly between two blocks cannot be told from a complete one.
+    `most`: bytes a block may have, decompressed. A file cut exactly between two blocks cannot be
+    told from a complete one.
     """
-    number = 0
+    number = empty = 0
     while True:
         number += 1
         try:
@@ -189,7 +214,10 @@ def read_blocks(stream: BinaryIO, header: Header, name: str) -> Iterator[Block]:
                 count, _ = _varint(stream)
             except EOFError:
                 return
-            data = _block_data(stream, header, count)
+            data = _block_data(stream, header, count, most)
+            empty += max(0, count - len(data))
+            if empty > _MOST_EMPTY_ROWS:
+                raise Damaged(f"it states {count} rows in {len(data)} bytes")
         except InputInvalid:
             raise
         except _DAMAGE as error:
@@ -201,13 +229,19 @@ def read_blocks(stream: BinaryIO, header: Header, name: str) -> Iterator[Block]:
         yield Block(count, data)
 
 
-def _block_data(stream: BinaryIO, header: Header, count: int) -> bytes:
+def _block_data(stream: BinaryIO, header: Header, count: int, most: int) -> bytes:
     if count < 0:
         raise Damaged("its row count is negative")
-    stored = _exactly(stream, _varint(stream)[0])
+    size, _ = _varint(stream)
+    if size > most:
+        raise Damaged(f"it states a size of {size} bytes, more than {most}")
+    stored = _exactly(stream, size)
     if _exactly(stream, _SYNC_BYTES) != header.sync:
         raise Damaged("its sync marker is missing")
-    return _DECODE[header.codec](stored)
+    data = _DECODE[header.codec](stored, most + 1)
+    if len(data) > most:
+        raise Damaged(f"it unpacks to more than {most} bytes")
+    return data
 
 
 class BlockWriter:

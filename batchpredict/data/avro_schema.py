@@ -26,6 +26,13 @@ PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "by
 _NAMED = frozenset({"record", "error", "enum", "fixed"})
 _STRUCTURE = frozenset({"type", "name", "namespace", "symbols", "size"})
 _MOST_DECIMAL_DIGITS = 76  # of Arrow's decimal256
+# What honest schemas stay far below: levels of types in types, and values in one row when every
+# named type is written out where it is used (a few that use each other twice make 2^n of them).
+_MOST_LEVELS = 64
+_MOST_CELLS = 1 << 16
+_MOST_FIXED_BYTES = 1 << 30
+# Longer ones are bytes of any length: in a column of fixed ones even a null takes the space.
+_LONGEST_FIXED_COLUMN = 1024
 
 _ARROW: dict[str, pa.DataType] = {
     "null": pa.null(),
@@ -61,12 +68,14 @@ class RecordSchema:
     """The schema of a file.
 
     `declared`: as it stands in the file. `fields`: with every name in full. `definitions`: the
-    named types by full name.
+    named types by full name. `cells`: values of one row, those of nested types among them; one
+    for each list, map and type that contains itself.
     """
 
     declared: Mapping[str, Any]
     top: Mapping[str, Any]
     definitions: Mapping[str, Any]
+    cells: int
 
     @property
     def fields(self) -> Sequence[Mapping[str, Any]]:
@@ -88,16 +97,64 @@ def parse(text: bytes) -> RecordSchema:
     definitions: dict[str, Any] = {}
     try:
         declared = json.loads(text)
+        json.dumps(declared, ensure_ascii=False).encode()  # half a surrogate pair is no text
         top = _canonical(declared, "", definitions)
+        levels, cells = _Sizes(definitions).of(top)
+    except SchemaInvalid:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SchemaInvalid(f"its schema is not valid ({error!r})") from error
+        raise SchemaInvalid(f"its schema is not valid ({_short(repr(error))})") from error
+    if levels > _MOST_LEVELS or cells > _MOST_CELLS:
+        raise SchemaInvalid(
+            f"its schema has more than {_MOST_LEVELS} levels or {_MOST_CELLS} values in a row"
+        )
     if not isinstance(top, dict) or top["type"] not in ("record", "error"):
         kind = "union" if isinstance(top, list) else top if isinstance(top, str) else top["type"]
         raise SchemaInvalid(f"its rows are of type {kind}, not records")
     names = [field["name"] for field in top["fields"]]
     if len(set(names)) < len(names):
         raise SchemaInvalid("its schema names a field twice")
-    return RecordSchema(declared, top, definitions)
+    return RecordSchema(declared, top, definitions, cells)
+
+
+def _short(text: str) -> str:
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+class _Sizes:
+    """How deep types are nested and how many values they hold, all references followed.
+
+    A type inside itself counts as one value.
+    """
+
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def of(self, node: Any) -> tuple[int, int]:
+        """Levels and values."""
+        if isinstance(node, str):
+            return (0, 1) if node in PRIMITIVES else self._named(node)
+        if isinstance(node, list):
+            inner = node
+        elif node["type"] in _NAMED:
+            return self._named(full_name(node))
+        else:
+            inner = [node[key] for key in ("items", "values") if key in node]
+        return self._with(inner)
+
+    def _named(self, name: str) -> tuple[int, int]:
+        if name not in self._known:
+            self._known[name] = (0, 1)
+            fields = self._definitions[name].get("fields", ())
+            self._known[name] = self._with([field["type"] for field in fields])
+        return self._known[name]
+
+    def _with(self, inner: Sequence[Any]) -> tuple[int, int]:
+        sizes = [self.of(node) for node in inner]
+        levels = 1 + max((levels for levels, _ in sizes), default=0)
+        return levels, max(1, sum(cells for _, cells in sizes))
 
 
 def _canonical(node: Any, namespace: str, definitions: dict[str, Any]) -> Any:
@@ -125,7 +182,7 @@ def _reference(name: str, namespace: str, definitions: Mapping[str, Any]) -> str
     for known in (full, name):  # some writers leave the namespace out
         if known in definitions:
             return known
-    raise SchemaInvalid(f"type {name} is not defined")
+    raise SchemaInvalid(f"type {_short(name)} is not defined")
 
 
 def _definition(
@@ -135,20 +192,20 @@ def _definition(
     namespace = space if dot else node.get("namespace", namespace) or ""
     result = {**node, "name": name, "namespace": namespace}
     if full_name(result) in definitions:
-        raise SchemaInvalid(f"type {full_name(result)} is defined twice")
+        raise SchemaInvalid(f"type {_short(full_name(result))} is defined twice")
     definitions[full_name(result)] = result
     if result["type"] == "enum":
         result["symbols"] = [str(symbol) for symbol in node["symbols"]]
     elif result["type"] == "fixed":
-        if not isinstance(node["size"], int) or node["size"] < 0:
-            raise SchemaInvalid(f"type {name} has no size")
+        if type(node["size"]) is not int or not 0 <= node["size"] <= _MOST_FIXED_BYTES:
+            raise SchemaInvalid(f"type {_short(name)} has no size")
     else:
         result["fields"] = [
             {**field, "type": _canonical(field["type"], namespace, definitions)}
             for field in node["fields"]
         ]
         if not all(isinstance(field["name"], str) for field in result["fields"]):
-            raise SchemaInvalid(f"a field of {name} has no name")
+            raise SchemaInvalid(f"a field of {_short(name)} has no name")
     return result
 
 
@@ -253,7 +310,8 @@ def _scalar(node: Any, kind: str) -> pa.DataType:
     if digits is not None:
         return pa.decimal128(*digits) if digits[0] <= 38 else pa.decimal256(*digits)
     if kind == "fixed":
-        return pa.binary(node["size"]) if node["size"] else pa.binary()
+        is_short = 0 < node["size"] <= _LONGEST_FIXED_COLUMN
+        return pa.binary(node["size"]) if is_short else pa.binary()
     return _LOGICAL.get((kind, str(logical)), _ARROW[kind])
 
 

@@ -19,6 +19,11 @@ Skip = Callable[[bytes, int], int]
 
 _FIXED_BYTES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 _LONGEST_VARINT = 10
+# References to types followed within each other; what decodes the values recurses, too.
+_MOST_LEVELS = 100
+# Values that take no bytes, between two calls of `Walker.begin`: lists of nulls, records of
+# them. Nine bytes could ask for 2^63.
+_MOST_IDLE = 1 << 22
 # Bytes taken by a text or byte string whose length is stated in the one byte that indexes this;
 # 0 where more bytes, or a negative length, follow from it.
 _SHORT = tuple(1 + (byte >> 1) if byte < 0x80 and not byte & 1 else 0 for byte in range(256))
@@ -61,52 +66,94 @@ def _skip_fixed(width: int) -> Skip:
     return lambda _, position: position + width
 
 
+class _Idle:
+    """Counts values that take no bytes: decoded they do take memory."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_IDLE
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise Damaged(f"more than {_MOST_IDLE} values of nested types take no bytes")
+
+
 class _Compiler:
     """Makes a Skip for each type; a type that contains itself is looked up when it is met."""
 
-    def __init__(self, definitions: Mapping[str, Any]) -> None:
+    def __init__(self, definitions: Mapping[str, Any], idle: _Idle) -> None:
         self._definitions = definitions
+        self._idle = idle
         self._named: dict[str, Skip] = {}
+        self._extents: dict[str, tuple[int | None, int]] = {}
+        self._depth = 0
 
-    def width(self, node: Any, within: tuple[str, ...] = ()) -> int | None:
-        """Bytes of every value of a type, or None where they differ."""
+    def extent(self, node: Any) -> tuple[int | None, int]:
+        """Bytes of every value of a type, None where they differ; and of how many values the
+        one consists where they do not.
+        """
         if isinstance(node, str) and node in self._definitions:
-            if node in within:
-                return None
-            return self.width(self._definitions[node], (*within, node))
+            if node not in self._extents:
+                self._extents[node] = None, 1  # for one that contains itself
+                self._extents[node] = self.extent(self._definitions[node])
+            return self._extents[node]
         kind = kind_of(node)
         if kind == "fixed":
-            return int(node["size"])
+            return int(node["size"]), 1
         if kind in ("record", "error"):
-            widths = [self.width(field["type"], within) for field in node["fields"]]
-            known = [width for width in widths if width is not None]
-            return sum(known) if len(known) == len(widths) else None
-        return _FIXED_BYTES.get(kind)
+            extents = [self.extent(field["type"]) for field in node["fields"]]
+            widths = [width for width, _ in extents if width is not None]
+            cells = 1 + sum(cells for _, cells in extents)
+            return (sum(widths), cells) if len(widths) == len(extents) else (None, 1)
+        return _FIXED_BYTES.get(kind), 1
+
+    def width(self, node: Any) -> int | None:
+        return self.extent(node)[0]
 
     def skip(self, node: Any) -> Skip:
         if isinstance(node, str) and node in self._definitions:
-            return lambda data, position: self._by_name(node)(data, position)
-        width = self.width(node)
+            return lambda data, position: self._by_name(node, data, position)
+        width, cells = self.extent(node)
         if width is not None:
-            return _skip_fixed(width)
+            return self._skip_fixed(width, cells)
         kind = kind_of(node)
         if kind in ("bytes", "string"):
             return _skip_text
         if kind in ("int", "long", "enum"):
             return _skip_number
         if kind == "union":
-            return _skip_union([self.skip(branch) for branch in node])
+            return _skip_union([self._branch(branch) for branch in node])
         if kind == "array":
-            return _skip_items(self.skip(node["items"]), self.width(node["items"]))
+            return _skip_items(self.skip(node["items"]), *self.extent(node["items"]), self._idle)
         if kind == "map":
             value = self.skip(node["values"])
-            return _skip_items(lambda d, p: value(d, _skip_text(d, p)), None)
+            return _skip_items(lambda d, p: value(d, _skip_text(d, p)), None, 1, self._idle)
         return _skip_all([self.skip(field["type"]) for field in node["fields"]])
 
-    def _by_name(self, name: str) -> Skip:
+    def _branch(self, node: Any) -> Skip:
+        """The branch's number is a byte of its own, so one value is not idle."""
+        return _skip_fixed(0) if kind_of(node) == "null" else self.skip(node)
+
+    def _skip_fixed(self, width: int, cells: int) -> Skip:
+        idle, spend = cells - width, self._idle.spend
+        if idle <= 0:
+            return _skip_fixed(width)
+
+        def skip(_: bytes, position: int) -> int:
+            spend(idle)
+            return position + width
+
+        return skip
+
+    def _by_name(self, name: str, data: bytes, position: int) -> int:
         if name not in self._named:
             self._named[name] = self.skip(self._definitions[name])
-        return self._named[name]
+        self._depth += 1  # whatever is raised below ends the walk
+        if self._depth > _MOST_LEVELS:
+            raise Damaged(f"it is nested more than {_MOST_LEVELS} levels deep")
+        position = self._named[name](data, position)
+        self._depth -= 1
+        return position
 
     def step(self, node: Any) -> _Step:
         skip = self.skip(node)
@@ -146,21 +193,31 @@ def _skip_union(skips: list[Skip]) -> Skip:
     return skip
 
 
-def _skip_items(skip_item: Skip, width: int | None) -> Skip:
-    """Arrays and maps: blocks of items, each with a count; a negative one states the size."""
+def _skip_items(skip_item: Skip, width: int | None, cells: int, idle: _Idle) -> Skip:
+    """Arrays and maps: blocks of items, each with a count; a negative one states the size.
+
+    `width`: of every item, which consists of `cells` values; None where they differ.
+    """
+    idle_cells = 0 if width is None else max(0, cells - width)
 
     def skip(data: bytes, position: int) -> int:
         while True:
             count, position = read_varint(data, position)
             if count == 0:
                 return position
+            stated = -1
             if count < 0:
-                position = _skip_text(data, position)
-            elif width is not None:
+                stated = _skip_text(data, position)
+                count, position = -count, _skip_number(data, position)
+            if width is not None:
+                idle.spend(count * idle_cells)
                 position += count * width
             else:
                 for _ in range(count):
                     position = skip_item(data, position)
+            # What decodes the items does not obey the size, so it must not be believed.
+            if stated not in (-1, position):
+                raise Damaged("the items of a list do not have the size it states")
 
     return skip
 
@@ -174,7 +231,8 @@ class Walker:
     """
 
     def __init__(self, schema: RecordSchema, bordered: Collection[str]) -> None:
-        compiler = _Compiler(schema.definitions)
+        self._idle = _Idle()
+        compiler = _Compiler(schema.definitions, self._idle)
         self._runs: list[list[_Step]] = []
         self.column: dict[str, int] = {}
         joinable = False
@@ -194,6 +252,10 @@ class Walker:
     @property
     def marks_per_record(self) -> int:
         return len(self._runs)
+
+    def begin(self) -> None:
+        """Records walked from here on are decoded apart from those before."""
+        self._idle.left = _MOST_IDLE
 
     def walk(self, data: bytes, position: int, most: int, stop: int) -> array[int]:
         """The marks of the next records, each record's last being its end.

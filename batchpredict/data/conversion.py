@@ -88,7 +88,13 @@ def _decimals_in_full(array: pa.Array, text: pa.StringArray) -> pa.StringArray:
 def _temporal_text(array: pa.Array) -> pa.StringArray:
     if pt.is_interval(array.type):
         return _mapped(array, _interval_text)
-    text = array.cast(pa.string())
+    try:
+        text = array.cast(pa.string())
+    except pa.ArrowInvalid:
+        if getattr(array.type, "tz", None) in (None, "UTC"):
+            raise
+        # A zone that this machine does not know: the instants are the same in another.
+        return _temporal_text(array.cast(pa.timestamp(array.type.unit, "UTC")))
     if pc.any(pc.starts_with(text, _OUT_OF_RANGE)).as_py():
         ticks = array.cast(pa.int32() if array.type.bit_width == 32 else pa.int64())
         text = pc.if_else(pc.starts_with(text, _OUT_OF_RANGE), ticks.cast(pa.string()), text)

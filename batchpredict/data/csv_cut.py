@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ _LF, _CR, _QUOTE = 10, 13, 34
 _EXACT_BYTES = 1 << 15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Flaw:
     """A row that is no record of the right shape, from `start` up to `end` (line end included)."""
 
@@ -93,6 +94,11 @@ def cut(block: bytes, grammar: Grammar, final: bool) -> Cut:
             break
         position = part.consumed
     return _join(parts)
+
+
+def cut_begin(block: bytes, grammar: Grammar, final: bool) -> Cut:
+    """The first record of a block, and some more; nothing where more input must decide."""
+    return _cut_exactly(block, 0, grammar, final)
 
 
 def _is_irregular(block: bytes, position: int, grammar: Grammar, final: bool) -> bool:
@@ -186,7 +192,12 @@ def _separators(
 
 
 def _wrong_count(start: int, end: int, cells: int, columns: int) -> Flaw:
-    return Flaw(start, end, "malformed_row", f"{cells} cells instead of {columns}")
+    return Flaw(start, end, "malformed_row", _count_message(cells, columns))
+
+
+@lru_cache  # a file may have millions of such rows
+def _count_message(cells: int, columns: int) -> str:
+    return f"{cells} cells instead of {columns}"
 
 
 def _cut_exactly(block: bytes, position: int, grammar: Grammar, final: bool) -> Cut:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchpredict.data.csv_cells import as_string, cell_array, slices
-from batchpredict.data.csv_cut import Cut, Flaw, Grammar, cut, next_record
+from batchpredict.data.csv_cut import Cut, Flaw, Grammar, cut, cut_begin, next_record
 from batchpredict.data.encoding import DecodedInput, escape_of
 from batchpredict.data.records import (
     BLOCK_BYTES,
@@ -25,6 +25,8 @@ from batchpredict.errors import InputInvalid
 _HEAD_BYTES = 1 << 16
 # A record that goes on is read in steps that double; blocks are addressed with 32 bits.
 _MOST_READ_BYTES = 64 << 20
+# Every block costs time and memory for each of them, however few rows it has.
+_MOST_COLUMNS = 1 << 17
 # How gzip, bzip2, xz, zstandard and zip files begin.
 _MAGIC = (b"\x1f\x8b", b"BZh91AY&SY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
@@ -63,6 +65,7 @@ class CsvReader:
         """The header's bytes, the column names, bytes read beyond it, whether those are all."""
         block, final, position = b"", False, 0
         while True:
+            self._check_width(block, position)
             undecided = position == len(block)
             record = None if undecided else next_record(block, position, self._grammar, final)
             if record and record.blank:
@@ -88,6 +91,14 @@ class CsvReader:
         names = self._names(cells)
         return block[: record.end], names, block[record.end :], final
 
+    def _check_width(self, block: bytes, position: int) -> None:
+        line_end = block.find(b"\n", position)
+        line_end = len(block) if line_end < 0 else line_end
+        if block.count(self.dialect.delimiter.encode(), position, line_end) >= _MOST_COLUMNS:
+            raise InputInvalid(
+                f"{self._name}: has more than {_MOST_COLUMNS} columns; check --delimiter"
+            )
+
     def _check_encoding(self, header: bytes) -> None:
         if header.startswith(_MAGIC):
             raise InputInvalid(
@@ -108,16 +119,17 @@ class CsvReader:
                 f"{self._name}:1: the header is not {self.encoding}; pass --encoding "
                 "(for example latin-1)"
             ) from error
+        first: dict[str, int] = {}
         for number, name in enumerate(names, 1):
             if "\r" in name:
                 raise InputInvalid(
                     f"{self._name}:1: lines end with a lone CR; convert them, "
                     "for example with: tr '\\r' '\\n'"
                 )
-            if names.index(name) != number - 1:
+            if first.setdefault(name, number) != number:
                 raise InputInvalid(
-                    f"{self._name}:1: column {name!r} appears twice (columns "
-                    f"{names.index(name) + 1} and {number}); rename one of them"
+                    f"{self._name}:1: column {_short(name)} appears twice (columns "
+                    f"{first[name]} and {number}); rename one of them"
                 )
         return list(names)
 
@@ -125,7 +137,7 @@ class CsvReader:
         others = [c for c in ",;\t|" if c != self.dialect.delimiter and c in names[0]]
         if len(names) == 1 and others:
             yield (
-                f"{self._name}: the only column is named {names[0]!r}; "
+                f"{self._name}: the only column is named {_short(names[0])}; "
                 f"is the delimiter {others[0]!r}? Then pass --delimiter"
             )
 
@@ -135,20 +147,32 @@ class CsvReader:
         block, final = self._rest, self._exhausted
         self._rest = b""
         while True:
-            found = cut(block, self._grammar, final)
-            skipped = self._skip_overlong(block, found) if found.overlong else None
-            yield self._records(block[: found.consumed], found, place, selection, skipped)
+            # What was read for one long record may hold millions of short ones.
+            window = block if len(block) < 2 * BLOCK_BYTES else block[:BLOCK_BYTES]
+            found = cut(window, self._grammar, final and len(window) == len(block))
+            if not found.consumed and len(window) < len(block):
+                line_end = block.find(b"\n", len(window)) + 1
+                window = block[: line_end or len(block)]
+                found = cut(window, self._grammar, final and len(window) == len(block))
+            if not found.consumed and len(window) < len(block):
+                window = block
+                found = cut_begin(block, self._grammar, final)
+            rest = block[len(window) :]
+            skipped = self._skip_overlong(window, found, rest) if found.overlong else None
+            yield self._records(window[: found.consumed], found, place, selection, skipped)
             block = block[found.consumed :] if skipped is None else skipped.rest
-            if final:
+            if len(block) >= BLOCK_BYTES and found.consumed:
+                continue
+            if final and not block:
                 return
             more = self._stream.read(min(max(len(block), BLOCK_BYTES), _MOST_READ_BYTES))
             block, final = block + more, not more
 
-    def _skip_overlong(self, block: bytes, found: Cut) -> _Skipped:
-        """Read up to the LF that ends a record too long to be held."""
+    def _skip_overlong(self, block: bytes, found: Cut, rest: bytes) -> _Skipped:
+        """Read up to the LF that ends a record too long to be held. `rest`: read already."""
         length = len(block) - found.flaws[-1].start
         while True:
-            more = self._stream.read(BLOCK_BYTES)
+            more, rest = rest or self._stream.read(BLOCK_BYTES), b""
             end = more.find(b"\n") + 1
             if end or not more:
                 return _Skipped(length + end, more[end:])
@@ -240,6 +264,10 @@ class _Skipped:
 
     length: int
     rest: bytes
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
 def _without_invalid_utf8(block: bytes, found: Cut) -> Cut:

@@ -29,6 +29,7 @@ from batchpredict.data.jsontext import (
     decode,
     element_blocks,
     line_blocks,
+    split,
     too_deep,
 )
 from batchpredict.data.records import (
@@ -42,6 +43,12 @@ from batchpredict.errors import InputInvalid, UsageError
 
 # Blocks are addressed with 32 bits.
 _LARGEST_RECORD = 1 << 30
+
+# Of one block: columns that most rows lack take their space nonetheless, as do rejects.
+_MOST_CELLS = 1 << 22
+_MOST_ROWS = 1 << 16
+# Of an input: rows with ever new members would make a table of rows times rows.
+_MOST_COLUMNS = 1 << 14
 
 # Rows the columns on offer are taken from where the input is not surveyed, and the most blocks
 # that are held to find the first readable one.
@@ -137,8 +144,11 @@ class JsonReader:
                 templates.put(lent)
             return _records(block, parsed, selection), int(parsed.is_row.sum())
 
+        columns = len(selection.model) + len(selection.kept)
+        most = min(_MOST_ROWS, max(1, _MOST_CELLS // max(1, columns)))
+        pieces = chain.from_iterable(split(block, most) for block in blocks)
         rows = 0
-        with closing(in_order(blocks, read, threads)) as read_blocks:
+        with closing(in_order(pieces, read, threads)) as read_blocks:
             for records, count in read_blocks:
                 if count:
                     yield _behind(records, rows)
@@ -185,6 +195,11 @@ class JsonReader:
         for block in blocks:
             for members in self._parse(block, (), templates).names(most):
                 names.update(dict.fromkeys(members))
+                if most is None and len(names) > _MOST_COLUMNS:
+                    raise InputInvalid(
+                        f"{self._source.name}: its rows have more than {_MOST_COLUMNS} different "
+                        "members; name the ones that go to the output with --keep"
+                    )
         text = [name for name in names if _is_text(name)]
         if len(text) < len(names):
             self.notes = (
@@ -292,10 +307,10 @@ def _hidden_fault(
         return _Fault("malformed_row", _TOO_DEEP)
     for name in decoded:
         if isinstance(value := record.get(name), str) and not _is_text(value):
+            shown = json.dumps(name, ensure_ascii=not name.isprintable())
             return _Fault(
                 "invalid_utf8",
-                f"the value of {json.dumps(name, ensure_ascii=False)} is not text: "
-                "it holds half of a surrogate pair",
+                f"the value of {shown} is not text: it holds half of a surrogate pair",
             )
     return None
 

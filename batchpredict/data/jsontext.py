@@ -126,6 +126,26 @@ class Block:
     ended: bool = True
 
 
+def split(block: Block, rows: int) -> Iterator[Block]:
+    """The same records in blocks of at most so many."""
+    count = len(block.starts)
+    if count <= rows:
+        yield block
+        return
+    for first in range(0, count, rows):
+        part = slice(first, first + rows)
+        begin, end = int(block.starts[first]), int(block.ends[part][-1])
+        yield replace(
+            block,
+            data=block.data[begin:end],
+            offset=block.offset + begin,
+            starts=block.starts[part] - begin,
+            ends=block.ends[part] - begin,
+            sizes=block.sizes[part],
+            lines=block.lines[part],
+        )
+
+
 class Borders(Protocol):
     """Where records end. `taken`: bytes of the border that belong to the record."""
 

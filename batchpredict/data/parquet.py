@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchpredict.data.arrow_types import value_type, values_of, without_views
+from batchpredict.data.arrow_types import (
+    cast_to,
+    holds_text,
+    is_string,
+    value_type,
+    values_of,
+    without_views,
+)
 from batchpredict.data.conversion import as_json, as_text, fits_parquet
 from batchpredict.data.records import (
     BLOCK_BYTES,
@@ -19,11 +27,13 @@ from batchpredict.data.records import (
     Layout,
     Reader,
     Records,
+    Reject,
     Selection,
     Source,
     Writer,
 )
-from batchpredict.errors import InputInvalid, UsageError
+from batchpredict.data.storage import unreadable
+from batchpredict.errors import InputInvalid, InputMissing, UsageError
 
 # A batch as decoded; larger ones, from well compressed columns, are halved until they fit.
 _MOST_BLOCK_BYTES = 8 << 20
@@ -63,25 +73,35 @@ class ParquetReader:
         self.dialect = dialect
         self._path = _seekable(source)
         file = self._open()
+        try:
+            self._describe(file)
+        except (*_DAMAGE, ValueError) as error:  # a name that is not UTF-8
+            raise self._invalid(error) from error
+        finally:
+            file.close()
+
+    def _describe(self, file: pq.ParquetFile) -> None:
+        """What the footer says. Raises InputInvalid; what of _DAMAGE, ValueError pyarrow does."""
         metadata = file.metadata
         self.stored: pa.Schema = file.schema_arrow
         self.schema = pa.schema(
             [field.with_type(without_views(field.type)) for field in self.stored],
             self.stored.metadata,
         )
-        doubled = sorted({n for n in self.schema.names if self.schema.names.count(n) > 1})
-        if doubled:
-            raise InputInvalid(
-                f"{self._name}: has more than one column named '{doubled[0]}'; rename one"
-            )
+        (name, times) = next(iter(Counter(self.schema.names).most_common(1)), ("", 0))
+        if times > 1:
+            raise InputInvalid(f"{self._name}: has more than one column named {name!r}; rename one")
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
         self._row_bytes = max(1, sum(sizes) // max(1, metadata.num_rows))
         self.codec = _DEFAULT_CODEC
         if sizes and metadata.num_columns:
+            try:
+                _read_one(file)
+            except _DAMAGE as error:
+                raise self._damaged(error) from error
             name = metadata.row_group(0).column(0).compression
             self.codec = _CODECS.get(name, name.lower())
         self.notes: Sequence[str] = _notes(file)
-        file.close()
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -94,29 +114,53 @@ class ParquetReader:
                 coerce_int96_timestamp_unit="us",
                 page_checksum_verification=True,
             )
-        except _DAMAGE as error:
-            raise InputInvalid(
-                f"{self._name}: is not a Parquet file, or is truncated ({_line(error)}); check "
-                "--input_format or fetch the file again"
-            ) from error
+        except (*_DAMAGE, ValueError) as error:
+            raise self._invalid(error) from error
+
+    def _invalid(self, error: Exception) -> InputInvalid | InputMissing:
+        if isinstance(error, OSError) and error.errno:
+            return unreadable(self._name, error)
+        return InputInvalid(
+            f"{self._name}: is not a Parquet file, or is truncated ({_line(error)}); check "
+            "--input_format or fetch the file again"
+        )
+
+    def _damaged(self, error: BaseException) -> InputInvalid:
+        return InputInvalid(
+            f"{self._name}: the Parquet data is damaged ({_line(error)}); fetch the file again"
+        )
 
     def records(self, selection: Selection) -> Iterator[Records]:
         """The rows, in order; see Reader."""
         first = 1
-        for batch in self._batches():
+        decoded = selection.kept if selection.carry == "value" else ()
+        text = [
+            name
+            for name in dict.fromkeys((*selection.model, *decoded))
+            if holds_text(self.schema.field(name).type)
+        ]
+        for whole in self._batches():
+            faults = _not_utf8(whole, text)
+            good = np.ones(whole.num_rows, np.bool_)
+            good[list(faults)] = False
+            batch = whole.filter(pa.array(good)) if faults else whole
             count = batch.num_rows
             values = [values_of(batch.column(name)) for name in selection.model]
-            columns = [value.cast(without_views(value.type)) for value in values]
+            columns = [cast_to(value, without_views(value.type)) for value in values]
             yield Records(
                 columns=_batch(columns, list(selection.model), count),
                 kept=batch.select(list(selection.kept)),
                 raw=batch.to_struct_array(),
-                rows=np.arange(first, first + count, dtype=np.int64),
+                rows=first + np.flatnonzero(good),
                 lines=None,
                 # Of decoded values: dictionaries make long texts that repeat weigh nothing.
                 weight=np.full(count, max(1, batch.nbytes // max(1, count)), np.int64),
+                rejects=tuple(
+                    Reject(first + index, None, "invalid_utf8", fault, _spelled(whole, index))
+                    for index, fault in faults.items()
+                ),
             )
-            first += count
+            first += whole.num_rows
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         rows = min(_MOST_BLOCK_ROWS, max(1, BLOCK_BYTES // self._row_bytes))
@@ -125,9 +169,9 @@ class ParquetReader:
             for batch in file.iter_batches(batch_size=rows, use_threads=False):
                 yield from _fitting(batch if batch.schema == self.schema else self._cast(batch))
         except _DAMAGE as error:
-            raise InputInvalid(
-                f"{self._name}: the Parquet data is damaged ({_line(error)}); fetch the file again"
-            ) from error
+            if isinstance(error, OSError) and error.errno:
+                raise unreadable(self._name, error) from error
+            raise self._damaged(error) from error
         finally:
             file.close()
 
@@ -140,8 +184,14 @@ class ParquetReader:
 
     def original(self, raw: pa.Array, index: int) -> bytes | Mapping[str, Any]:
         """The record as JSON has it: dates and decimals as text, bytes as base64."""
-        record: dict[str, Any] = json.loads(as_json(raw.slice(index, 1))[0])
-        return record
+        return _spelled(pa.RecordBatch.from_struct_array(raw.slice(index, 1)), 0)
+
+
+def _read_one(file: pq.ParquetFile) -> None:
+    """Raise what is wrong with the first column; asked for its codec, pyarrow 26 would abort."""
+    path = file.schema.column(0).path
+    rows = file.iter_batches(1, row_groups=[0], columns=[path], use_threads=False)
+    next(iter(rows), None)
 
 
 def _seekable(source: Source) -> Path:
@@ -169,7 +219,39 @@ def _notes(file: pq.ParquetFile) -> tuple[str, ...]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if text.isprintable() else ascii(text)
+
+
+def _not_utf8(batch: pa.RecordBatch, names: Sequence[str]) -> dict[int, str]:
+    """Which rows have text that is none, which pyarrow does not look at, and where."""
+    faults: dict[int, str] = {}
+    for name in names:
+        column = batch.column(name)
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            for index in range(len(column)):
+                try:
+                    as_json(column.slice(index, 1))
+                except UnicodeDecodeError:
+                    faults.setdefault(index, f"column {name!r}: the text is not UTF-8")
+    return dict(sorted(faults.items()))
+
+
+def _spelled(batch: pa.RecordBatch, index: int) -> dict[str, Any]:
+    """A row as JSON has it. Text that is none is base64, as bytes are; inside of nested values
+    it takes them along, they become null.
+    """
+    record: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        value = values_of(column.slice(index, 1))
+        try:
+            text = as_json(value)
+        except UnicodeDecodeError:
+            text = as_json(value.cast(pa.large_binary())) if is_string(value.type) else ["null"]
+        record[name] = json.loads(text[0])
+    return record
 
 
 def _fitting(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from batchpredict.run.scorer import Inferred, Tensors
 _LENGTH = struct.Struct("<I")
 # How texts are spelled: a line each, or a JSON list.
 _LINES, _JSON = "lines", "json"
+_NUMBERS = re.compile(r"[<|][biuf][1248]")
 
 
 @dataclass(frozen=True)
@@ -140,4 +142,6 @@ def _array(data: bytes, kind: str) -> npt.NDArray[Any]:
         return np.array(data.decode("utf-8", "surrogatepass").split("\n"), object)
     if kind == _JSON:
         return np.array(json.loads(data), object)
+    if not _NUMBERS.fullmatch(kind):  # numpy takes much for a dtype, and raises what it likes
+        raise ValueError(f"{kind!r} is no type of numbers")
     return np.frombuffer(data, np.dtype(kind))

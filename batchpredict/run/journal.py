@@ -33,6 +33,7 @@ from batchpredict.data.locks import Held
 from batchpredict.errors import OutputWriteFailed
 from batchpredict.run.batching import Indices
 from batchpredict.run.commits import Commit, decode, encode
+from batchpredict.run.deaths import Deaths
 from batchpredict.run.identity import Pins
 from batchpredict.run.inflight import notes_beside
 from batchpredict.run.scorer import Inferred, joined
@@ -99,7 +100,8 @@ def _read(frames: Iterator[tuple[int, bytes]]) -> Recorded | None:
         pins = json.loads(begin[1][1:])
     except ValueError:
         return None
-    if begin[1][:1] != b"P" or not isinstance(pins, dict):
+    is_pins = isinstance(pins, dict) and all(isinstance(part, dict) for part in pins.values())
+    if begin[1][:1] != b"P" or not is_pins:
         return None
     content = _Content(pins, state[1] == _PUBLISHED, state[0])
     for offset, payload in frames:
@@ -129,7 +131,9 @@ class _Content:
         if kind == b"R":
             self._runs += 1
         elif kind == b"D":
-            self._deaths.append(json.loads(payload[1:]))
+            death = json.loads(payload[1:])
+            Deaths((death,))
+            self._deaths.append(death)
         elif kind == b"B":
             position, digest = _MARK.unpack_from(payload, 1)
             numbers = decode(payload[1 + _MARK.size :]).numbers()

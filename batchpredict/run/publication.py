@@ -69,6 +69,7 @@ class Publication:
         self.announce: Callable[[Receipt], None] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
         self._draft: Draft | None = None
+        self._published = False
 
     def open_output(self) -> BinaryIO:
         """Where the writer writes. Raises OutputNotCreatable."""
@@ -113,8 +114,8 @@ class Publication:
         receipt = replace(receipt, stages=_rounded(times.seconds), cpu_seconds=_cpu(times))
         if self._task.receipt:
             write_durably(Path(self._task.receipt), receipt.to_json(), "--receipt_file")
-        _remove_stale(self._task.failed)
-        _remove_stale(self._task.failed_rejects)
+        self._published = True
+        remove_failure(self._task)
         return receipt
 
     def _read_to_end(self, source: LocalSource) -> InputFile:
@@ -127,8 +128,11 @@ class Publication:
     def fail(self, error: BaseException, counts: Counts) -> None:
         """Leave `<output>.failed.json` and the rejects so far; the error stays the caller's.
 
-        Where the output is a stream, a receipt or rejects file that was named is left.
+        Where the output is a stream, a receipt or rejects file that was named is left. What was
+        interrupted after it was published has not failed.
         """
+        if self._published:
+            return
         target = self._task.failed or self._task.receipt
         if target is not None and not _is_directory(Path(target).absolute().parent):
             return
@@ -197,6 +201,12 @@ class Publication:
     def __exit__(self, *_: object) -> None:
         self.rejects.abandon()
         self.abandon_output()
+
+
+def remove_failure(task: Task) -> None:
+    """Remove what a run that failed has left. Raises OutputNotCreatable."""
+    _remove_stale(task.failed)
+    _remove_stale(task.failed_rejects)
 
 
 def _remove_stale(name: str | None) -> None:

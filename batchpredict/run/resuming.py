@@ -23,6 +23,7 @@ from batchpredict.run.identity import Pins, difference, pins_of
 from batchpredict.run.inflight import notes_beside, read_notes
 from batchpredict.run.journal import Journal, read_journal
 from batchpredict.run.loading import LoadedModel
+from batchpredict.run.publication import remove_failure
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | 
     there = f"{task.output} is there, scored from {task.input} by this model with these options"
     if finished:
         logger.info("%s: finished by the run before, not scored again", task.input)
+        remove_failure(task)
+        _remove_notes(held)
         return int(receipt["exit_code"])
     if job.if_done == "fail":
         raise OutputNotCreatable(f"{there}; remove it, or leave out --if_done=fail")

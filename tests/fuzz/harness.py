@@ -24,6 +24,7 @@ import struct
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -101,8 +102,8 @@ def run(name: str, seeds: range, memory: int = 2 << 30) -> Result:
             report = Path(scratch) / "report"
             with report.open("w+b") as stream:
                 death = _watched(_fork(target, name, batch, board, stream, memory), board)
-                stream.seek(0)
-                lines = stream.read().decode(errors="replace").splitlines()
+            # Not from `stream`: its position is the worker's, too.
+            lines = report.read_bytes().decode(errors="replace").splitlines()
             now, read, refused, peak, seconds = _BOARD.unpack_from(board, 0)
             found = [json.loads(line) for line in lines if line.startswith("{")]
             result.findings += found
@@ -151,6 +152,7 @@ def _work(
     target: Target, name: str, batch: range, places: tuple[mmap.mmap, BinaryIO, Path]
 ) -> None:
     board, report, directory = places
+    warnings.simplefilter("ignore")  # as in the product, not as in tests
     read = refused = 0
     for seed in batch:
         _note(board, seed, read, refused)
