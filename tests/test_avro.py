@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from batchpredict.data import avro, avro_container
 from batchpredict.data.avro_container import zigzag
 from batchpredict.data.avro_encode import encode
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import BLOCK_BYTES, Carry, Dialect, Layout, Records, Selection, take
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid
 from tests.sources import MemorySource
 

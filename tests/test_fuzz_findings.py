@@ -25,8 +25,8 @@ from batchpredict.data import (
     jsonreader,
 )
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import Carry, Dialect, Records, Reject, Selection
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid
 from tests.fuzz.inputs import varint
 from tests.fuzz.targets.avro import container
@@ -363,7 +363,7 @@ def test_messages_of_rejects_are_shared() -> None:
 _BOMB = """
 import resource, sys
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource
+from batchpredict.data.sources import LocalSource
 from batchpredict.data.records import Dialect, Selection
 import batchpredict.data.csv, batchpredict.data.json, numpy, pyarrow
 base = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchpredict.data import parquet
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import Carry, Dialect, Layout, Records, Selection, take
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, OutputWriteFailed, UsageError
 
 ADDED = pa.schema([("prediction", pa.string()), ("score", pa.float32())])

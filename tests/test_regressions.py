@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchpredict import log
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.parquet import open_reader
 from batchpredict.data.records import Dialect, Records, Reject, Selection
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import UsageError
 from batchpredict.job import Job
 from batchpredict.run.windows import windows

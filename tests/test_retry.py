@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from batchpredict.data.conversion import as_json
-from batchpredict.data.locations import Draft, LocalSource
+from batchpredict.data.drafts import Draft
 from batchpredict.data.locks import lock_output
 from batchpredict.data.rejected import rejected_rows
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import (
     BatchPredictError,
     ConfigInvalid,

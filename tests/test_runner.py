@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from batchpredict.data.locations import LocalSource
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
 from batchpredict.run import planning, runner

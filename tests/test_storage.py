@@ -29,9 +29,10 @@ import pytest
 
 from batchpredict import cli, log
 from batchpredict.data import permissions, storage
-from batchpredict.data.locations import Draft, LocalSource
+from batchpredict.data.drafts import Draft
 from batchpredict.data.locks import lock_output
 from batchpredict.data.naming import tasks_of
+from batchpredict.data.sources import LocalSource
 from batchpredict.data.storage import Space
 from batchpredict.errors import (
     InputMissing,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from batchpredict.data.locations import is_stream, write_failed
+from batchpredict.data.drafts import write_failed
+from batchpredict.data.locations import is_stream
 from batchpredict.data.permissions import keep_access
 from batchpredict.data.storage import reason_at
 from batchpredict.errors import OutputNotCreatable, TryAgain

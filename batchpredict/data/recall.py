@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from batchpredict.data.csv_reader import CsvReader
 from batchpredict.data.encoding import DecodedInput
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import Reader
 from batchpredict.data.rejected import RejectedRow
+from batchpredict.data.sources import LocalSource
 
 _READ_BYTES = 1 << 20
 

@@ -97,7 +97,7 @@ class Records:
 
 
 class Source(Protocol):
-    """An input that can be opened; see locations.py."""
+    """An input that can be opened; see sources.py."""
 
     name: str
     rereadable: bool

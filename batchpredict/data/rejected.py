@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import Reject
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid
 
 # The beginning of a record that was cut, and what cutting may have taken off it besides: a

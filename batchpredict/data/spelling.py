@@ -16,13 +16,14 @@ from batchpredict.data.avro import AvroReader
 from batchpredict.data.avro_container import BlockWriter
 from batchpredict.data.avro_encode import encode_record
 from batchpredict.data.csv_reader import CsvReader
+from batchpredict.data.drafts import write_failed
 from batchpredict.data.encoding import escape_of
 from batchpredict.data.jsonreader import JsonReader
-from batchpredict.data.locations import LocalSource, write_failed
 from batchpredict.data.parquet import ParquetReader
 from batchpredict.data.records import Reader
 from batchpredict.data.rejected import RejectedRow, as_bytes
 from batchpredict.data.respelled import Unfit, arrow_struct
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid
 
 

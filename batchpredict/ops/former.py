@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import LocalSource, Published, is_stream
+from batchpredict.data.drafts import Published
+from batchpredict.data.locations import is_stream
 from batchpredict.data.naming import Task, format_of
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.job import Job
 from batchpredict.run.receipt import Counts, InputFile, RejectsSummary

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import LocalSource, write_durably
+from batchpredict.data.drafts import write_durably
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import LocalSource
 from batchpredict.ops.former import Former, read_former
 from batchpredict.run.receipt import Receipt
 

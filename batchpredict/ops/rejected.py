@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.rejected import RejectedRow, rejected_rows
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.ops.former import Former
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchpredict.data.csv_reader import CsvReader
+from batchpredict.data.drafts import Draft, write_failed
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.jsonreader import JsonReader
-from batchpredict.data.locations import Draft, LocalSource, Mark, write_failed
 from batchpredict.data.mended import MendedReader
 from batchpredict.data.merge import (
     interleaved,
@@ -29,6 +29,7 @@ from batchpredict.data.merge import (
 from batchpredict.data.naming import Task
 from batchpredict.data.recall import Recall, ends_with_line_feed, first_line_end
 from batchpredict.data.records import Dialect, Reader
+from batchpredict.data.sources import LocalSource, Mark
 from batchpredict.data.spelling import LineEnds, spelling_of
 from batchpredict.data.template import write_template
 from batchpredict.errors import InputInvalid

@@ -25,9 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchpredict import __version__
+from batchpredict.data.drafts import check_creatable
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource, check_creatable, compression_of, is_stream
+from batchpredict.data.locations import compression_of, is_stream
 from batchpredict.data.naming import Task, format_of
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import ConfigInvalid, OutputNotCreatable, UsageError
 from batchpredict.job import Job
 from batchpredict.model.package import read_package

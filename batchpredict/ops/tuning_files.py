@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import check_creatable, write_durably
+from batchpredict.data.drafts import check_creatable, write_durably
 from batchpredict.errors import OutputNotCreatable, UsageError
 from batchpredict.job import Job
 from batchpredict.ops.tune import Found, store

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import LocalSource
 from batchpredict.job import Job
 from batchpredict.run.identity import shaping_options
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from batchpredict import __version__
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import LocalSource
 from batchpredict.job import Job
 from batchpredict.model.session import runtime_version
 from batchpredict.run.loading import LoadedModel

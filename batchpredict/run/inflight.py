@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from batchpredict.data.locations import not_creatable
+from batchpredict.data.drafts import not_creatable
 
 logger = logging.getLogger(__name__)
 

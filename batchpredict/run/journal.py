@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from batchpredict.data.locations import Mark, write_failed
+from batchpredict.data.drafts import write_failed
 from batchpredict.data.locks import Held
+from batchpredict.data.sources import Mark
 from batchpredict.errors import OutputWriteFailed
 from batchpredict.run.batching import Indices
 from batchpredict.run.commits import Commit, decode, encode

@@ -12,9 +12,9 @@ import pyarrow as pa
 from batchpredict.data import conversion
 from batchpredict.data.encoding import normal_encoding
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.naming import Task
 from batchpredict.data.records import Carry, Dialect, Layout, Reader, Selection
+from batchpredict.data.sources import LocalSource
 from batchpredict.errors import BatchPredictError, InputInvalid, UsageError
 from batchpredict.job import Job
 from batchpredict.run.loading import LoadedModel

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import LocalSource
+from batchpredict.data.sources import LocalSource
 from batchpredict.run.receipt import Counts, Receipt
 
 logger = logging.getLogger(__name__)

@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchpredict import __version__
-from batchpredict.data.locations import (
-    STDIO,
-    Draft,
-    LocalSource,
-    compression_of,
-    is_stream,
-    remove_abandoned,
-    write_durably,
-)
+from batchpredict.data.drafts import Draft, remove_abandoned, write_durably
+from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import LocalSource
 from batchpredict.data.storage import reason_at
 from batchpredict.errors import (
     BatchPredictError,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from batchpredict.data.locations import Published
+from batchpredict.data.drafts import Published
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from batchpredict.data.locations import Draft, Published
+from batchpredict.data.drafts import Draft, Published
 from batchpredict.data.records import Reject
 
 _MOST_RECORD_BYTES = 64 << 10

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import STDIO, InputDiffers, LocalSource, is_stream
+from batchpredict.data.locations import STDIO, is_stream
 from batchpredict.data.locks import Held, lock_output
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import InputDiffers, LocalSource
 from batchpredict.errors import ConfigInvalid, OutputNotCreatable, OutputWriteFailed, UsageError
 from batchpredict.job import Job
 from batchpredict.run.deaths import Deaths, death_of

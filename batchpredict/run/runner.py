@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+from batchpredict.data.drafts import check_creatable
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import InputDiffers, LocalSource, check_creatable
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task, tasks_of
+from batchpredict.data.sources import InputDiffers, LocalSource
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.job import Job
 from batchpredict.model.package import read_package

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchpredict.data.locations import unpublished
+from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import InputInvalid
 from batchpredict.job import Budget

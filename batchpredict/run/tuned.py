@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchpredict.cgroup import effective_cores
-from batchpredict.data.locations import write_durably
+from batchpredict.data.drafts import write_durably
 from batchpredict.errors import OutputNotCreatable
 from batchpredict.job import Job
 from batchpredict.model.files import read_small

@@ -21,12 +21,12 @@ from batchpredict.data import (
     encoding,
     jsonreader,
     jsontext,
-    locations,
     parquet,
+    sources,
 )
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import LocalSource
 from batchpredict.data.records import Carry, Dialect, Layout, Reader, Records, Selection
+from batchpredict.data.sources import LocalSource
 from batchpredict.run.rejects import reject_line
 from tests.fuzz.harness import unprintable
 from tests.fuzz.inputs import chance
@@ -92,7 +92,7 @@ def read(case: Input, directory: Path) -> int:
 @contextmanager
 def _changed(size: int, cores: int) -> Iterator[None]:
     changed: list[tuple[Any, str, Any]] = [
-        (locations, "_READ_BYTES", 1 << 16),
+        (sources, "_READ_BYTES", 1 << 16),
         (jsonreader, "effective_cores", lambda: cores),
     ]
     if size:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from batchpredict.data.locations import Mark
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task
+from batchpredict.data.sources import Mark
 from batchpredict.job import Job
 from batchpredict.model.contracts import Fault
 from batchpredict.run.deaths import Deaths

@@ -1,0 +1,290 @@
+"""Outputs: written beside their final name, published at once when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import io
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from batchpredict.data.permissions import create_like
+from batchpredict.data.storage import reason, reason_at, remedy
+from batchpredict.errors import (
+    OutputNotCreatable,
+    OutputWriteFailed,
+)
+
+if sys.version_info >= (3, 14):
+    pass
+else:
+    pass
+
+from batchpredict.data.locations import COMPRESS, STDIO, is_stream
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Published:
+    """A complete file. `path`: "-" for standard output."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class _Sink(io.RawIOBase):
+    """Stored bytes of an output, counted and hashed; system errors get the output's name.
+
+    `torn`: a write did not come to its end. Whoever tries again would write bytes twice.
+    """
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self._name = name
+        self.descriptor = descriptor
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.torn = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if self.descriptor < 0:  # abandoned: what the buffer above still holds goes nowhere
+            return len(view)
+        written = 0
+        self.torn = True
+        while written < len(view):
+            try:
+                written += os.write(self.descriptor, view[written:])
+            except BrokenPipeError as error:
+                raise OutputWriteFailed(
+                    f"{self._name}: the reader of the pipe has gone; not all rows were delivered"
+                ) from error
+            except OSError as error:
+                raise write_failed(self._name, error) from error
+        self.torn = False
+        self.digest.update(view)
+        self.size += written
+        return written
+
+
+class Draft:
+    """An output being written beside its final name; only `publish` gives it that name.
+
+    `stream`: where to write, compressed by `compression`. Standard output and devices are
+    written directly, they cannot be published at once. `option` names another place. A file
+    that is replaced hands its permissions on; the umask decides of those of a new one. Raises
+    OutputNotCreatable, OutputWriteFailed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compression: str = "",
+        *,
+        make_parents: bool = False,
+        option: str = "--output_file or --output_dir",
+    ) -> None:
+        self.name = name
+        self._final = None if name == STDIO else Path(os.path.realpath(name))
+        self._temporary: Path | None = None
+        self._finishing = False
+        self._finished: Published | None = None
+        self._sink = _Sink(name, -1)
+        try:
+            self._create(make_parents)
+            self.stream = self._stream(compression)
+        except OSError as error:
+            self.abandon()
+            raise not_creatable(name, error, option) from error
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _create(self, make_parents: bool) -> None:
+        if self._final is None:
+            self._sink.descriptor = os.dup(1)
+            return
+        if self._final.is_dir() or is_stream(self.name):
+            self._sink.descriptor = os.open(self.name, os.O_WRONLY)
+            return
+        if make_parents:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self._final)
+        token = secrets.token_hex(4)
+        self._temporary = self._final.with_name(f".{self._final.name}.{token}.part")
+        self._sink.descriptor = create_like(self._final, self._temporary)
+        fcntl.flock(self._sink.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _stream(self, compression: str) -> BinaryIO:
+        if compression:
+            return cast(BinaryIO, COMPRESS[compression](cast(BinaryIO, self._sink)))
+        return cast(BinaryIO, io.BufferedWriter(self._sink, _READ_BYTES))
+
+    def finish(self) -> Published:
+        """Make every byte durable under the temporary name. Raises OutputWriteFailed.
+
+        What failed once fails again: the system forgets which bytes it could not store.
+        """
+        if self._finished is not None:
+            return self._finished
+        if self._finishing or self._sink.torn:
+            raise OutputWriteFailed(f"{self.name}: is incomplete; {_remains(self.name)}")
+        self._finishing = True
+        try:
+            self.stream.close()
+            if self._temporary is not None:
+                os.fsync(self._sink.descriptor)
+            # Some networks say only here what they could not store; the lock stays until `publish`.
+            os.close(os.dup(self._sink.descriptor))
+        except OSError as error:
+            raise write_failed(self.name, error) from error
+        self._finished = Published(self.name, self._sink.size, self._sink.digest.hexdigest())
+        return self._finished
+
+    def publish(self, name: str | None = None) -> None:
+        """Give the finished file its name (or `name`, in the same directory).
+
+        What had that name before stays until this instant. Raises OutputWriteFailed.
+        """
+        assert self._finished is not None
+        if self._temporary is None:
+            self._close()
+            return
+        final = Path(name) if name else cast(Path, self._final)
+        try:
+            self._temporary.replace(final)
+        except OSError as error:
+            raise write_failed(self.name, error) from error
+        self._temporary = None
+        try:
+            _sync_directory(final.parent)
+            self._close()
+        except OSError as error:
+            raise OutputWriteFailed(
+                f"{self.name}: is complete, but a power cut may undo that: "
+                f"{reason_at(final, error)}; run the same command again"
+            ) from error
+
+    def abandon(self) -> None:
+        """Leave nothing behind. Harmless after `publish`."""
+        temporary, self._temporary = self._temporary, None
+        # What cannot be removed now has no lock any more, so the next run removes it; and the
+        # error that led here is the one to be told.
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._sink.descriptor = self._sink.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def remove_abandoned(final: Path) -> None:
+    """Remove drafts whose writer was killed: the kernel has released their lock."""
+    for part in final.parent.glob(f".{glob.escape(final.name)}.????????.part"):
+        try:
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):  # still being written; published just now
+            continue
+        except PermissionError:  # another user's, who will remove it
+            continue
+
+
+def unpublished(name: str) -> str:
+    """What a run that fails has to say of its output."""
+    return _remains(name) if is_stream(name) else f"nothing was published, {_remains(name)}"
+
+
+def _remains(name: str) -> str:
+    return "what was written is incomplete" if is_stream(name) else "an old file stays"
+
+
+def check_creatable(name: str, output_dir: str | None, option: str) -> None:
+    """Raise OutputNotCreatable where an output could not be created now; `option` says otherwise.
+
+    Directories below `output_dir` are made when they are needed, `output_dir` itself is not.
+    """
+    target = Path(os.path.realpath(name))
+    parent = Path(output_dir).expanduser() if output_dir else target.parent
+    if is_stream(name):
+        return
+    try:
+        if target.is_dir():
+            wrong = "is a directory"
+        elif not parent.is_dir():
+            wrong = f"{parent} is no directory"
+        elif os.statvfs(parent).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            wrong = f"{parent} is not writable"
+        else:
+            return
+    except OSError as error:
+        raise not_creatable(name, error, option) from error
+    raise OutputNotCreatable(f"{name}: {wrong}; choose another place with {option}")
+
+
+def write_durably(path: Path, content: bytes, option: str = "") -> None:
+    """Replace a small file atomically. Raises OutputNotCreatable, OutputWriteFailed.
+
+    `option` chooses another place for it.
+    """
+    draft = Draft(str(path), option=option)
+    try:
+        draft.stream.write(content)
+        draft.finish()
+        draft.publish()
+    finally:
+        draft.abandon()
+
+
+def _sync_directory(directory: Path) -> None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:  # it may be written to, not read
+        os.sync()
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+        os.sync()  # directories have no fsync here
+    finally:
+        os.close(descriptor)
+
+
+def write_failed(name: str, error: OSError) -> OutputWriteFailed:
+    """What is raised where the file system takes no more of the output `name`."""
+    return OutputWriteFailed(
+        f"{name}: cannot be written: {_reason_at(name, error)}; "
+        + "".join(f"{todo}; " for todo in [remedy(error)] if todo)
+        + _remains(name)
+    )
+
+
+def not_creatable(name: str, error: OSError, option: str) -> OutputNotCreatable:
+    """What is raised where the file system lets no file `name` be; `option` names another place."""
+    todo = [remedy(error), f"choose another place with {option}" if option else ""]
+    advice = " or ".join(filter(None, todo)) or "choose another place"
+    return OutputNotCreatable(f"{name}: cannot be created: {_reason_at(name, error)}; {advice}")
+
+
+def _reason_at(name: str, error: OSError) -> str:
+    return reason(error) if is_stream(name) else reason_at(Path(name), error)
