@@ -125,7 +125,9 @@ class ParquetReader:
             "--input_format or fetch the file again"
         )
 
-    def _damaged(self, error: BaseException) -> InputInvalid:
+    def _damaged(self, error: BaseException) -> InputInvalid | InputMissing:
+        if isinstance(error, OSError) and error.errno:
+            return unreadable(self._name, error)
         return InputInvalid(
             f"{self._name}: the Parquet data is damaged ({_line(error)}); fetch the file again"
         )
@@ -169,8 +171,6 @@ class ParquetReader:
             for batch in file.iter_batches(batch_size=rows, use_threads=False):
                 yield from _fitting(batch if batch.schema == self.schema else self._cast(batch))
         except _DAMAGE as error:
-            if isinstance(error, OSError) and error.errno:
-                raise unreadable(self._name, error) from error
             raise self._damaged(error) from error
         finally:
             file.close()
