@@ -25,7 +25,7 @@ from batchpredict.errors import (
 )
 from batchpredict.job import Job
 from batchpredict.options import JOB_FILE, input_options, logging_options, predict_options
-from batchpredict.signals import terminate_by_exception, watch_signals
+from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -90,7 +90,8 @@ def predict(
         return 0
     watch = Progress(False if quiet else progress)
     try:
-        outcome = runner.run(job, watch)
+        with deferred():
+            outcome = runner.run(job, watch)
     finally:
         watch.close()
     for receipt in outcome.receipts:
@@ -286,7 +287,7 @@ def retry(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the one place that maps errors to codes."""
     _open_closed_streams()
-    terminate_by_exception()
+    raise_on_signals()
     if argv is None:  # else the process is not ours to end
         watch_signals()
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from batchpredict.errors import Terminated
@@ -14,14 +16,47 @@ from batchpredict.errors import Terminated
 # An orderly end takes no longer; a supervisor kills after 10 s or more.
 _MOST_SECONDS = 4.5
 
+# Signals are the process's, and so is this: the exception a signal has asked for and that is not
+# raised yet, how many `deferred` there are, and whether another signal is the watcher's business.
+_asked: list[BaseException] = []
+_deferred = [0]
+_watched = threading.Event()
 
-def terminate_by_exception() -> None:
+
+def raise_on_signals() -> None:
     """Have SIGTERM raise Terminated in the main thread, as SIGINT raises KeyboardInterrupt."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _asked.clear()
+    signal.signal(signal.SIGTERM, _handle)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _handle)
 
 
-def _terminate(signum: int, frame: Any) -> None:  # noqa: ARG001
-    raise Terminated("terminated")
+def _handle(signum: int, frame: Any) -> None:  # noqa: ARG001
+    first = not _asked
+    error = KeyboardInterrupt() if signum == signal.SIGINT else Terminated("terminated")
+    if first:
+        _asked.append(error)
+    if (first or not _watched.is_set()) and not _deferred[0]:
+        raise error
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """In here a signal raises nothing but in `check_signals`.
+
+    An exception that comes out of nowhere crashes a library that has called back into Python.
+    """
+    _deferred[0] += 1
+    try:
+        yield
+    finally:
+        _deferred[0] -= 1
+
+
+def check_signals() -> None:
+    """Raise what a signal has asked for, if one has. Does nothing but in the main thread."""
+    if _asked and threading.current_thread() is threading.main_thread():
+        raise _asked[0]
 
 
 def watch_signals() -> None:
@@ -30,6 +65,7 @@ def watch_signals() -> None:
     An exception waits for the main thread to leave whatever library it is in; this does not. It
     is safe at any instant, as kill -9 is.
     """
+    _watched.set()
     reader, writer = _pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from batchpredict import signals
+from batchpredict.errors import Terminated
 from tests.commands import CHECKOUT, COMMAND, environment, half_written, run
 from tests.jobs import files_in
 from tests.test_laws import Given, lookup, write
@@ -59,6 +61,28 @@ def hung(tmp_path: Path, request: pytest.FixtureRequest) -> subprocess.Popen[byt
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_an_exception_would_do_harm_a_signal_waits(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    wanted = KeyboardInterrupt if number == signal.SIGINT else Terminated
+    try:
+        signals.raise_on_signals()
+        signals.check_signals()
+        with signals.deferred():
+            with signals.deferred():
+                signal.raise_signal(number)
+            signal.raise_signal(number)
+        with pytest.raises(wanted):
+            signals.check_signals()
+        with pytest.raises(wanted):
+            signal.raise_signal(number)
+        signals.raise_on_signals()
+        signals.check_signals()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:

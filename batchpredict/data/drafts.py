@@ -10,24 +10,17 @@ import hashlib
 import io
 import os
 import secrets
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from batchpredict.data.locations import COMPRESS, STDIO, is_stream
 from batchpredict.data.permissions import create_like
 from batchpredict.data.storage import reason, reason_at, remedy
 from batchpredict.errors import (
     OutputNotCreatable,
     OutputWriteFailed,
 )
-
-if sys.version_info >= (3, 14):
-    pass
-else:
-    pass
-
-from batchpredict.data.locations import COMPRESS, STDIO, is_stream
 
 _READ_BYTES = 1 << 20
 

@@ -16,6 +16,7 @@ from batchpredict.data.locations import is_stream
 from batchpredict.data.permissions import keep_access
 from batchpredict.data.storage import reason_at
 from batchpredict.errors import OutputNotCreatable, TryAgain
+from batchpredict.signals import check_signals
 
 _POLL_SECONDS = 0.1
 
@@ -133,4 +134,5 @@ def _wait(output: str, deadline: float) -> None:
             f"{output}: another run is writing it; try again when that one has ended, or wait for "
             "it with --lock_wait=SECONDS"
         )
+    check_signals()
     time.sleep(_POLL_SECONDS)

@@ -6,26 +6,16 @@ import hashlib
 import io
 import os
 import stat
-import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from batchpredict.data.storage import reason, unreadable
-from batchpredict.errors import (
-    InputInvalid,
-    InputMissing,
-    TryAgain,
-)
-
-if sys.version_info >= (3, 14):
-    pass
-else:
-    pass
-
 from batchpredict.data.locations import DAMAGED, DECOMPRESS, STDIO, compression_of
+from batchpredict.data.storage import reason, unreadable
+from batchpredict.errors import InputInvalid, InputMissing, TryAgain
+from batchpredict.signals import check_signals
 
 _READ_BYTES = 1 << 20
 # Of each end of an input: an appended, truncated or replaced file differs there.
@@ -237,7 +227,7 @@ class LocalSource:
             raw = self._open_raw()
         buffer = bytearray(_READ_BYTES)
         while raw.readinto(buffer):
-            pass
+            check_signals()
         self.check_unchanged()
         if self.size is not None and raw.position != self.size:
             raise TryAgain(f"{self.name}: {raw.position} of {self.size} bytes were read; run again")

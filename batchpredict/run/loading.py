@@ -20,6 +20,7 @@ from batchpredict.run.planning import Plan, plan_of
 from batchpredict.run.room import room_of
 from batchpredict.run.scorer import Binding, Scorer
 from batchpredict.run.tuned import stored_tuning
+from batchpredict.signals import check_signals, deferred
 
 # Golden scores are written with six decimals and may come from another kind of CPU; other
 # precisions move a probability by as much as the largest difference measured on real models.
@@ -48,7 +49,13 @@ def load_model(
     `package`: the model, if the caller has read it. `parquet`: whether an output is written as
     such, which takes memory of its own.
     """
-    package = package or read_package(job.model)
+    with deferred():
+        model = _load(job, package or read_package(job.model), parquet)
+    check_signals()
+    return model
+
+
+def _load(job: Job, package: ModelPackage, parquet: bool) -> LoadedModel:
     room = room_of(job, package, parquet=parquet)
     callers = job.workers
     if room is not None:

@@ -9,10 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from batchpredict.signals import check_signals
 
 T = TypeVar("T")
 
@@ -97,6 +99,14 @@ class Callers:
         with self._lock:
             self._open.discard(future)
 
+    @staticmethod
+    def result(future: Future[T]) -> T:
+        """What the work has given, once it is done; raises what it has raised, or a signal."""
+        while not future.done():
+            wait([future], _POLL_SECONDS)
+            check_signals()
+        return future.result()
+
     def stop(self, patience: float) -> None:
         """Begin no more work, and wait so many seconds for what was begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -115,6 +125,14 @@ _END = _End()
 @dataclass(frozen=True)
 class _Failure:
     error: BaseException
+
+
+def _next(items: queue.Queue[T]) -> T:
+    """The next one, when it comes; raises what a signal has asked for."""
+    while True:
+        with suppress(queue.Empty):
+            return items.get(timeout=_POLL_SECONDS)
+        check_signals()
 
 
 def ahead(items: Iterator[T], depth: int, name: str) -> Generator[T]:
@@ -151,7 +169,7 @@ def ahead(items: Iterator[T], depth: int, name: str) -> Generator[T]:
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:
-        while not isinstance(item := done.get(), _End):
+        while not isinstance(item := _next(done), _End):
             if isinstance(item, _Failure):
                 raise item.error
             yield item

@@ -33,6 +33,7 @@ from batchpredict.run.scoring import Work, score
 from batchpredict.run.space import check_space
 from batchpredict.run.tally import Tally
 from batchpredict.run.windows import windows
+from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def run(job: Job, watch: Watch) -> Outcome:
             codes.append(lost.exit_code)
         for task in left:
             assert model is not None
+            check_signals()
             deadline.check(bool(receipts), task.input)
             try:
                 receipts.append(run_task(task, job, model, watch, locks[task.output], deadline))

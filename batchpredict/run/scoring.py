@@ -32,6 +32,7 @@ from batchpredict.run.opening import Opened
 from batchpredict.run.pipeline import Callers, StageTimes, ahead
 from batchpredict.run.scorer import Inferred, Scored, spread
 from batchpredict.run.windows import SKIPPED, rejected, skipped, windows, without
+from batchpredict.signals import check_signals
 
 # What callers get to finish the batches they are at when a run ends early.
 _PATIENCE_SECONDS = 2.0
@@ -88,7 +89,8 @@ def score(work: Work) -> Generator[Settled]:
     with closing(ahead(_begin(ready, work, guard, callers), plan.queue_depth, "prepare")) as stream:
         try:
             for window in stream:
-                inferred = [window.known, *(batch.result() for batch in window.batches)]
+                check_signals()
+                inferred = [window.known, *(callers.result(batch) for batch in window.batches)]
                 with work.times.measure("finish"):
                     scored = opened.scorer.finish(window.prepared, inferred)
                     settled = _settle(window, scored, work)
