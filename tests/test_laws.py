@@ -432,7 +432,8 @@ def check_complete(victim: Victim, old: bool) -> None:
         assert (output, rejects) == victim.whole
     known = {victim.output.name, *(victim.output.name + end for end in ENDINGS)}
     assert all(
-        name in known or (name.startswith(".") and name.endswith((".part", ".journal", ".inflight")))
+        name in known
+        or (name.startswith(".") and name.endswith((".part", ".journal", ".inflight")))
         for name in files_in(victim.output.parent)
     )
 

@@ -17,7 +17,7 @@ import logging
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -114,7 +114,8 @@ def _mapped(path: Path, size: int) -> mmap.mmap:
                 (error.strerror or "").lower(),
             )
             return mmap.mmap(-1, size)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the same error again
+            path.unlink(missing_ok=True)
         raise not_creatable(str(path), error, "--output_file or --output_dir") from error
 
 
