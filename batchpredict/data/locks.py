@@ -64,10 +64,7 @@ def lock_output(output: str, wait: float = 0.0) -> Iterator[Held | None]:
     try:
         yield Held(path, descriptor)
     finally:
-        try:
-            os.close(descriptor)
-        except OSError as error:  # a network file system that could not take the last of it
-            raise write_failed(str(path), error) from error
+        _close(path, descriptor)
 
 
 def _locked(path: Path, output: str, deadline: float) -> int:
@@ -80,9 +77,16 @@ def _locked(path: Path, output: str, deadline: float) -> int:
                 _protect(descriptor, path, output)
                 return os.dup(descriptor)
         finally:
-            os.close(descriptor)
+            _close(path, descriptor)
         if not locked:
             _wait(output, deadline)
+
+
+def _close(path: Path, descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError as error:  # a network file system that could not take the last of it
+        raise write_failed(str(path), error) from error
 
 
 def _opened(path: Path, output: str) -> int:
