@@ -37,7 +37,7 @@ def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pi
         "provider": model.session.provider,
         "precision": model.session.precision,
     }
-    if model.session.precision != "model":  # there batches shape the last digits
+    if not _is_exact(model):
         plan = asdict(model.plan)
         versions |= plan["tuning"] | {n: plan[n] for n in ("window_rows", "window_bytes")}
     return {
@@ -51,6 +51,13 @@ def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pi
         "options": shaping_options(task, asdict(job)),
         "versions": versions,
     }
+
+
+def _is_exact(model: LoadedModel) -> bool:
+    """Whether a score does not depend on the batch it is computed in, down to the last digit."""
+    session = model.session
+    plain = session.precision == "model" and session.provider == "CPUExecutionProvider"
+    return plain and not model.package.graph_file.quantised
 
 
 def shaping_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:

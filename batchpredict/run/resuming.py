@@ -60,16 +60,19 @@ def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
     _allow_open_files(len(tasks))
     with ExitStack() as stack:
         locks: dict[str, Held | None] = {}
-        for task in tasks:
-            if job.output_dir:
-                _make_parents(task.output)
-            locks[task.output] = stack.enter_context(lock_output(task.output, job.lock_wait))
         try:
+            # In one order for all: else two jobs may each wait for what the other one has.
+            for task in sorted(tasks, key=lambda task: os.path.realpath(task.output)):
+                if job.output_dir:
+                    _make_parents(task.output)
+                locks[task.output] = stack.enter_context(lock_output(task.output, job.lock_wait))
             yield locks
         finally:
             for held in filter(None, locks.values()):
-                if not os.fstat(held.descriptor).st_size:
-                    held.remove()
+                # An empty one that stays does no harm; why it cannot be removed is told already.
+                with suppress(OSError, OutputWriteFailed):
+                    if not os.fstat(held.descriptor).st_size:
+                        held.remove()
 
 
 def _allow_open_files(locks: int) -> None:
