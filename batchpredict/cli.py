@@ -24,8 +24,14 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.options import JOB_FILE, input_options, logging_options, predict_options
-from batchpredict.signals import deferred, raise_on_signals, watch_signals
+from batchpredict.options import (
+    JOB_FILE,
+    input_options,
+    lock_option,
+    logging_options,
+    predict_options,
+)
+from batchpredict.signals import check_signals, deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -82,32 +88,20 @@ def predict(
     job = _job(options)
     with _light_imports():
         from batchpredict.run import runner
-        from batchpredict.run.progress import Progress, summary
+        from batchpredict.run.progress import Progress
 
     if job.dry_run:
-        for line in runner.rehearse(job):
+        with deferred():
+            lines = runner.rehearse(job)
+        for line in lines:
             logger.info("%s", line)
         return 0
     watch = Progress(False if quiet else progress)
     try:
         with deferred():
-            outcome = runner.run(job, watch)
+            return runner.run(job, watch, watch.published).exit_code
     finally:
         watch.close()
-    for receipt in outcome.receipts:
-        logger.info("%s", summary(receipt))
-        for what in ("output", "rejects"):
-            file = getattr(receipt, what)
-            if file and file.path and file.path != "-":
-                logger.info("%s: %s", what, file.path)
-        if receipt.counts.rejected or receipt.counts.nulls:
-            logger.warning(
-                "%s: %d rows could not be scored (%s)",
-                receipt.inputs[0].path,
-                sum(receipt.rejects.codes.values()),
-                ", ".join(f"{code} {count}" for code, count in receipt.rejects.codes.items()),
-            )
-    return outcome.exit_code
 
 
 class _NoPandas:
@@ -129,13 +123,15 @@ def _light_imports() -> Iterator[None]:
     gc.disable()
     sys.meta_path.insert(0, _NoPandas)
     try:
-        import pyarrow as pa
+        with deferred():  # a signal in the middle is an ImportError
+            import pyarrow as pa
 
-        pa.array([])
-        yield
+            pa.array([])
+            yield
     finally:
         sys.meta_path.remove(_NoPandas)
         gc.enable()
+    check_signals()
 
 
 def _job(options: dict[str, Any]) -> Job:
@@ -254,6 +250,7 @@ def tune(
     help="Where all rows go; default: the output of the run is replaced.",
 )
 @click.option("--model", metavar="PATH", help="Where the model of the run is now.")
+@lock_option
 @click.option("--dry_run", is_flag=True, help="Every check, but no scoring and no writing.")
 @logging_options
 def retry(
@@ -272,7 +269,8 @@ def retry(
 
     watch = Progress(False if quiet else progress)
     try:
-        receipt = retrying.retry(retrying.Request(**options), watch)
+        with deferred():
+            receipt = retrying.retry(retrying.Request(**options), watch)
     finally:
         watch.close()
     if receipt is None:

@@ -66,7 +66,9 @@ class _Numbers(click.ParamType[Any]):
     ) -> tuple[int, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         try:
-            return tuple(int(part) for part in parts)
+            if not isinstance(value, str) and any(type(part) is not int for part in parts):
+                raise TypeError
+            return tuple(sorted({int(part) for part in parts}))
         except (TypeError, ValueError):
             self.fail(f"{value!r} is not a list of whole numbers (17,18)", param, ctx)
 
@@ -137,6 +139,12 @@ def _options(*declared: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+lock_option = _option(
+    "lock_wait",
+    type=float,
+    metavar="SECONDS",
+    help="How long to wait for another run that writes the same output.",
+)
 job_option = click.option(
     "--job",
     is_eager=True,
@@ -212,12 +220,7 @@ scoring_options = _options(
         metavar="SECONDS",
         help="Stop after so long (exit 75); the same command goes on from there.",
     ),
-    _option(
-        "lock_wait",
-        type=float,
-        metavar="SECONDS",
-        help="How long to wait for another run that writes the same output.",
-    ),
+    lock_option,
     _option("dry_run", is_flag=True, help="Every check, but no scoring and no writing."),
 )
 engine_options = _options(

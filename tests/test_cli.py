@@ -650,6 +650,7 @@ def digest(path: Path) -> dict[str, object]:
         "path": str(path),
         "size": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "modified_ns": path.stat().st_mtime_ns,
     }
 
 
@@ -663,10 +664,12 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
         *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed", "suspects"),
     }
     assert found["exit_code"] == 3
-    assert found["inputs"] == [digest(data) | {"modified_ns": data.stat().st_mtime_ns}]
+    assert found["inputs"] == [digest(data)]
     assert found["output"] == digest(tmp_path / "data.scored.csv")
     rejects = digest(tmp_path / "data.scored.csv.rejects.jsonl")
-    assert found["rejects"] == {**rejects, "codes": {"malformed_row": 1}}
+    del rejects["modified_ns"]
+    rows = hashlib.sha256(b"4 malformed_row\n").hexdigest()
+    assert found["rejects"] == {**rejects, "codes": {"malformed_row": 1}, "rows_sha256": rows}
     counts = found["counts"]
     assert (counts["read"], counts["scored"]) == (4, 3)
     assert counts["read"] == counts["scored"] + counts["nulls"] + counts["rejected"]

@@ -217,14 +217,36 @@ def predictions(scored: Path) -> list[str]:
     return [row["prediction"] for row in csv.DictReader(text.splitlines())]
 
 
-def test_a_run_that_finds_the_lock_taken_ends_with_75(tmp_path: Path) -> None:
-    crontab = parse_crontab((CHECKOUT / "cron" / "flock.crontab").read_text(encoding="utf-8"))
-    write_command(tmp_path / "bin" / "batchpredict")
-    environ = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-    held = f"flock {tmp_path}/.scores.lock /bin/sh -c '{crontab.entries[0].command}'"
-    finished = subprocess.run(["/bin/sh", "-c", held], cwd=tmp_path, env=environ, timeout=60)
-    assert finished.returncode == 75
-    assert (tmp_path / "log.txt").read_bytes() == b""
+# What an entry that is skipped while its lock is taken has in it: the lock, and its exit status.
+SKIPPED = {"flock -n -E 75 ~/.scores.lock ": 75, "flock -n ~/.incoming.lock ": 1}
+
+
+@pytest.mark.parametrize("lock", SKIPPED)
+def test_a_start_that_finds_the_lock_taken_is_skipped(tmp_path: Path, lock: str) -> None:
+    (command,) = (command for command in commands() if command.startswith(lock))
+    (log,) = (log for key, (_, log) in RESULTS.items() if key in command)
+    (tmp_path / log).write_text("of the run that works\n", encoding="utf-8")
+    held = ["flock", str(tmp_path / lock.split("~/")[1].strip()), "/bin/sh", "-c", command]
+    finished = subprocess.run(
+        held, cwd=tmp_path, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (finished.returncode, finished.stdout, finished.stderr) == (SKIPPED[lock], "", "")
+    assert (tmp_path / log).read_text(encoding="utf-8") == "of the run that works\n"
+
+
+def test_every_entry_that_is_skipped_is_tested() -> None:
+    skipped = [command for command in commands() if "flock -n" in command]
+    assert len(skipped) == len(SKIPPED)
+    assert all(command.startswith(tuple(SKIPPED)) for command in skipped)
+
+
+def commands() -> list[str]:
+    return [
+        entry.command
+        for path in FILES
+        for entry in parse_crontab(path.read_text(encoding="utf-8")).entries
+    ]
 
 
 class TestParser:

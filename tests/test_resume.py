@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from batchpredict.data.locks import journal_path, lock_output
+from batchpredict.data.sources import Mark
 from batchpredict.errors import InputInvalid, OutputNotCreatable, TryAgain, UsageError
 from batchpredict.model.contracts import Fault
 from batchpredict.run import journal as journals
@@ -427,6 +428,114 @@ def test_if_done(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any) -> 
     assert not is_done(prefix="p_")
     assert is_done(prefix="p_")
     assert not [name for name in files_in(tmp_path) if name.startswith(".")]
+
+
+def test_what_is_done_has_its_rejects_and_keeps_the_budget(tmp_path: Path) -> None:
+    model = ramp(tmp_path / "model")
+    rows = [*numbers(300), Given("what")]
+    source, output = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
+    rejects = tmp_path / "out.csv.rejects.jsonl"
+    options: dict[str, Any] = {"output_file": output, "if_done": "skip"}
+    score(source, model, output)
+    assert not run_job(source, model, **options).receipts
+    with pytest.raises(InputInvalid, match="1 of 301 rows rejected"):
+        run_job(source, model, max_rejects="0", **options)
+    rejects.write_bytes(b"x" * rejects.stat().st_size)
+    assert run_job(source, model, **options).receipts
+    assert not run_job(source, model, **options).receipts
+    rejects.unlink()
+    assert run_job(source, model, **options).receipts
+    # Another file of that size and an older time, as a restored backup is.
+    output.write_bytes(b"x" * output.stat().st_size)
+    os.utime(output, ns=(0, output.stat().st_mtime_ns - 10**12))
+    assert run_job(source, model, **options).receipts
+    other = tmp_path / "other.csv"
+    other.write_bytes(b"x" * output.stat().st_size)
+    receipt = f"{output}.receipt.json"
+    assert run_job(source, model, output_file=other, receipt_file=receipt, if_done="skip").receipts
+    Path(f"{other}.failed.json").write_text("{}")
+    assert not run_job(
+        source, model, output_file=other, receipt_file=receipt, if_done="skip"
+    ).receipts
+    assert not Path(f"{other}.failed.json").exists()
+
+
+def test_one_input_that_cannot_be_read_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources, model = several(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    run_job(sources, model, output_dir=out)
+    for source in sources[1:]:
+        os.utime(source)
+    with sources[0].open("a") as file:
+        file.write("301,1,\n")
+    real = os.open
+
+    def refuse(path: Any, *more: Any, **options: Any) -> int:
+        if str(path) == str(sources[1]):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    outcome = run_job(sources, model, output_dir=out, if_done="skip")
+    assert outcome.exit_code == 66
+    assert [Path(receipt.inputs[0].path).name for receipt in outcome.receipts] == ["a.csv"]
+    assert "b.csv: permission denied" in said(caplog)
+
+
+def test_a_lock_is_not_taken_from_the_run_that_has_it_now(tmp_path: Path) -> None:
+    output = str(tmp_path / "out.csv")
+    with lock_output(output) as one:
+        assert one is not None
+        one.remove()
+        with lock_output(output) as other:
+            assert other is not None
+            one.remove()
+            assert other.path.exists()
+            with pytest.raises(TryAgain), lock_output(output):
+                pass
+    (tmp_path / "victim").write_text("precious")
+    journal_path(output).unlink()
+    journal_path(output).symlink_to("victim")
+    with pytest.raises(OutputNotCreatable, match="journal"), lock_output(output):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_lock_that_is_held_leaves_nothing_of_the_others(tmp_path: Path) -> None:
+    sources, model = several(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    with lock_output(str(out / "b.csv")):
+        with pytest.raises(TryAgain, match=r"b\.csv: another run is writing it"):
+            run_job(sources, model, output_dir=out)
+        assert files_in(out) == [".b.csv.journal"]
+
+
+def test_rows_to_be_skipped_that_are_not_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ramp(tmp_path / "model")
+    source = write(tmp_path / "in.csv", numbers(10))
+    score(source, model, tmp_path / "out.csv", skip_rows=(3, 11, 99), max_rejects="1")
+    assert "--skip_rows=11,99: " in said(caplog)
+    assert "has no such rows, it has 10" in said(caplog)
+
+
+def test_two_checksums_of_the_same_bytes_end_a_journal(tmp_path: Path) -> None:
+    digests = iter(["0" * 64, "1" * 64])
+    with lock_output(str(tmp_path / "out.csv")) as held:
+        assert held is not None
+        journal = journals.Journal(held, "out.csv", lambda: Mark(5, next(digests)))
+        journal.begin({"input": {}})
+        for first in (1, 5):
+            journal.add(np.arange(first, first + 4), Inferred(np.arange(4), [np.zeros(4)], ()))
+            journal.flush()
+        recorded = journals.read_journal(held)
+        assert recorded is not None
+        assert recorded.rows == 4
 
 
 def test_max_seconds_needs_files(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import random
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -633,6 +635,15 @@ def test_what_cannot_be_retried(tmp_path: Path, model: Path) -> None:
     wrong("row 3 is none of those", {**entries[0], "row": 3})
     wrong("are not those of", {**entries[0], "code": "other"}, entries[1])
     wrong("lacks 'row'", {})
+    wrong("lacks 'file'", {key: value for key, value in entries[0].items() if key != "file"})
+    wrong("lacks 'record'", {key: value for key, value in entries[0].items() if key != "record"})
+    wrong(r"mended.jsonl:1: has no record; put it back", {**entries[0], "record": None})
+    wrong("no JSON object", [1])
+    wrong(
+        r"mended.jsonl:2: is a row of b.csv, .*name the rejects",
+        entries[0],
+        {**entries[1], "file": "b.csv"},
+    )
     wrong("neither text nor an object", {**entries[0], "record": 1}, entries[1])
     refused(output, InputMissing, "no such file", input_file=tmp_path / "none")
     other = models.write(tmp_path / "other", models.matrix_graph(1, name="x"))
@@ -651,6 +662,164 @@ def test_what_cannot_be_retried(tmp_path: Path, model: Path) -> None:
     refused(output, InputInvalid, "is not the file that .* tells of")
     output.with_name(f"{output.name}.receipt.json").write_text("[]")
     refused(output, InputInvalid, "is not a receipt")
+
+
+@pytest.mark.parametrize("rejects", ["changed", "gone", "as they were"])
+def test_rows_that_were_moved(tmp_path: Path, model: Path, rejects: str) -> None:
+    """Codes and numbers of rows are as many as there were, but they are not those of the run."""
+    output = simple(tmp_path, model, "1\nwhat\n3\nwhat\n5\n")
+    entries = rejects_of(output)
+    mended = [{**entry, "row": entry["row"] + 1, "record": "4"} for entry in entries]
+    path = tmp_path / ("mended.jsonl" if rejects != "changed" else f"{output.name}.rejects.jsonl")
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in mended))
+    if rejects == "gone":
+        output.with_name(f"{output.name}.rejects.jsonl").unlink()
+    match = "row 3 is none of those" if rejects == "as they were" else "are not those of"
+    refused(output, InputInvalid, match, **({} if rejects == "changed" else {"input_file": path}))
+    swapped = [{**entries[0], "row": 3}, entries[1]]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in swapped))
+    refused(output, InputInvalid, match, **({} if rejects == "changed" else {"input_file": path}))
+
+
+def test_rows_of_a_receipt_without_their_sha256(tmp_path: Path, model: Path) -> None:
+    """An older version wrote it; the rejects it left tell which rows they are."""
+    output = simple(tmp_path, model)
+    receipt = receipt_of(output)
+    del receipt["rejects"]["rows_sha256"]
+    output.with_name(f"{output.name}.receipt.json").write_text(json.dumps(receipt))
+    mended = tmp_path / "mended.jsonl"
+    lines = [{**entry, "row": entry["row"] - 1} for entry in rejects_of(output)]
+    mended.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    refused(output, InputInvalid, "mended.jsonl:1: row 1 is none of those", input_file=mended)
+    again(output)
+
+
+def test_a_record_that_the_run_did_not_write_down(tmp_path: Path, model: Path) -> None:
+    """Of Avro, where it is too long: there null is as it came."""
+    good = sound("avro")
+    good[3] = {**good[3], "note": "n" * 5000}
+    write_avro(tmp_path / "a.avro", [{**good[0], "x": None}, *good[1:]])
+    output = tmp_path / "out.avro"
+    score(tmp_path / "a.avro", model, output, max_record_bytes=4000, **ALL)
+    entries = {entry["code"]: entry for entry in rejects_of(output)}
+    assert entries["too_large"]["record"] is None
+    before = published(output)
+    again(output)
+    assert published(output) == before
+    mend(output, {1: None})
+    refused(output, InputInvalid, r"rejects.jsonl:1: has no record")
+
+
+def _without(content: dict[str, Any], name: str) -> dict[str, Any]:
+    *keys, last = name.split(".")
+    inner = content
+    for key in keys:
+        inner = inner[key]
+    del inner[last]
+    return content
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "receipt", "exit_code", "run_id", "inputs", "rejects", "rejects.codes", "options",
+        "options.model", "counts", "tool", "tool.version", "tool.onnxruntime", "model",
+        "model.sha256", "output.sha256",
+    ],
+)  # fmt: skip
+def test_a_receipt_that_lacks_something(tmp_path: Path, model: Path, name: str) -> None:
+    output = simple(tmp_path, model)
+    path = output.with_name(f"{output.name}.receipt.json")
+    path.write_text(json.dumps(_without(receipt_of(output), name)))
+    lacks = rf"receipt.json: is not a receipt \(it lacks {name}\); name OUTPUT.receipt.json$"
+    refused(output, InputInvalid, lacks)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ([1], "it lacks receipt"),
+        ("text", "it lacks receipt"),
+        ({"counts": {"read": "four"}}, "counts.read cannot be 'four'"),
+        ({"tool": []}, "it lacks tool.version"),
+        ({"model": {"sha256": 5}}, "model.sha256 cannot be 5"),
+        ({"inputs": []}, "it has 0 inputs, not 1"),
+        ({"inputs": [5]}, r"it lacks inputs\[0\]"),
+        ({"rejects": None}, "it lacks rejects"),
+        ({"output": 5}, "it lacks output"),
+    ],
+)
+def test_a_receipt_that_is_something_else(
+    tmp_path: Path, model: Path, changed: Any, match: str
+) -> None:
+    output = simple(tmp_path, model)
+    content = receipt_of(output) | changed if isinstance(changed, dict) else changed
+    output.with_name(f"{output.name}.receipt.json").write_text(json.dumps(content))
+    refused(output, InputInvalid, rf"is not a receipt \({match}")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("skip_rows", 5), ("max_rejects", 1), ("keep", 0), ("workers", -1)]
+)
+def test_a_receipt_with_options_of_no_run(
+    tmp_path: Path, model: Path, option: str, value: Any
+) -> None:
+    output = simple(tmp_path, model)
+    content = receipt_of(output)
+    content["options"][option] = value
+    output.with_name(f"{output.name}.receipt.json").write_text(json.dumps(content))
+    refused(output, InputInvalid, rf"is not a receipt \(.*{option}")
+
+
+def test_rejects_that_are_gone_or_empty(tmp_path: Path, model: Path) -> None:
+    output = simple(tmp_path, model)
+    rejects = output.with_name(f"{output.name}.rejects.jsonl")
+    rejects.write_text("")
+    with pytest.raises(InputInvalid, match="does not hold all 2 rejected rows; put") as caught:
+        again(output)
+    assert str(caught.value).count(str(rejects)) == 1
+    rejects.unlink()
+    refused(output, InputMissing, "is not there; name the mended rows with --input_file")
+
+
+@pytest.mark.parametrize("note", ["nonsense", "[]", "{}", '{"retried": {"run_id": "x"}}'])
+def test_a_note_that_is_none(tmp_path: Path, model: Path, note: str) -> None:
+    output = simple(tmp_path, model)
+    output.with_name(f".{output.name}.receipt.json.retry").write_text(note)
+    mend(output, {2: "2", 4: "4"})
+    again(output)
+    assert output.read_text() == "x,prediction\n1,101\n2,102\n3,103\n4,104\n"
+    assert not [name for name in files_in(tmp_path) if name.startswith(".")]
+
+
+def test_waiting_for_the_lock(tmp_path: Path, model: Path) -> None:
+    """What is tried then is what the other one left."""
+    output = simple(tmp_path, model)
+    mend(output, {2: "2", 4: "4"})
+    request = Request(f"{output}.receipt.json", lock_wait=30.0)
+    finished: list[Receipt | None] = []
+    waiting = threading.Thread(
+        target=lambda: finished.append(retry(request, lambda counts, source: None))
+    )
+    before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    again(output)
+    after = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    for name in after.keys() | before.keys():
+        (tmp_path / name).unlink(missing_ok=True)
+        if name in before:
+            (tmp_path / name).write_bytes(before[name])
+    with lock_output(str(output)) as held:
+        assert held is not None
+        waiting.start()
+        time.sleep(0.3)
+        assert waiting.is_alive()
+        (tmp_path / f"{output.name}.rejects.jsonl").unlink()
+        for name, content in after.items():
+            (tmp_path / name).write_bytes(content)
+        held.remove()
+    waiting.join(30)
+    assert finished == [None]
+    assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == after
 
 
 def test_an_input_that_changed(tmp_path: Path, model: Path) -> None:
@@ -714,8 +883,11 @@ def test_stopped_while_it_published(
             again(output)
     again(output)
     assert published(output) == expected
+    found = receipt_of(output)
+    for each in (found, receipt):
+        each["output"].pop("modified_ns", None)
     for part in ("output", "rejects", "counts"):
-        assert receipt_of(output)[part] == receipt[part]
+        assert found[part] == receipt[part]
     assert sorted(files_in(tmp_path)) == sorted(["a.csv", *names])
 
 
@@ -764,4 +936,11 @@ def test_the_command(tmp_path: Path, model: Path) -> None:
     assert ran.returncode == 3, ran.stderr
     assert b"2 rows tried again, 1 scored; 3 of 4 are" in ran.stdout
     assert b"1 rows could still not be scored (missing_value 1)" in ran.stderr
+    with lock_output(str(output)):
+        started = time.monotonic()
+        ran = commands.run("retry", receipt, "--lock_wait=0.6", cwd=tmp_path)
+        assert (ran.returncode, b"another run is writing it" in ran.stderr) == (75, True)
+        assert time.monotonic() - started > 0.6
+    ran = commands.run("retry", receipt, cwd=tmp_path, env={"BATCHPREDICT_LOCK_WAIT": "-1"})
+    assert b"--lock_wait=-1.0: must be a number of seconds" in ran.stderr
     assert output.read_text() == "x,prediction\n1,101\n2,102\n3,103\n"

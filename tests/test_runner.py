@@ -276,6 +276,7 @@ def test_the_receipt_tells_what_happened(tmp_path: Path, model: Path) -> None:
     ]
     assert receipt["output"] == {
         "path": str(output), "size": output.stat().st_size, "sha256": digest(output),
+        "modified_ns": output.stat().st_mtime_ns,
     }  # fmt: skip
     rejects = Path(f"{output}.rejects.jsonl")
     assert receipt["rejects"] == {
@@ -283,6 +284,7 @@ def test_the_receipt_tells_what_happened(tmp_path: Path, model: Path) -> None:
         "size": rejects.stat().st_size,
         "sha256": digest(rejects),
         "codes": {"inference_failed": 1},
+        "rows_sha256": hashlib.sha256(b"2 inference_failed\n").hexdigest(),
     }
     counts = receipt["counts"]
     assert counts["read"] == counts["scored"] + counts["nulls"] + counts["rejected"] == 22

@@ -27,11 +27,14 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """A complete file. `path`: "-" for standard output."""
+    """A complete file. `path`: "-" for standard output. `modified_ns`: since the epoch; None of a
+    stream.
+    """
 
     path: str
     size: int
     sha256: str
+    modified_ns: int | None = None
 
 
 class _Sink(io.RawIOBase):
@@ -140,9 +143,11 @@ class Draft:
                 os.fsync(self._sink.descriptor)
             # Some networks say only here what they could not store; the lock stays until `publish`.
             os.close(os.dup(self._sink.descriptor))
+            modified_ns = os.fstat(self._sink.descriptor).st_mtime_ns if self._temporary else None
         except OSError as error:
             raise write_failed(self.name, error) from error
-        self._finished = Published(self.name, self._sink.size, self._sink.digest.hexdigest())
+        digest = self._sink.digest.hexdigest()
+        self._finished = Published(self.name, self._sink.size, digest, modified_ns)
         return self._finished
 
     def publish(self, name: str | None = None) -> None:
@@ -190,7 +195,7 @@ def remove_abandoned(final: Path) -> None:
     """Remove drafts whose writer was killed: the kernel has released their lock."""
     for part in final.parent.glob(f".{glob.escape(final.name)}.????????.part"):
         try:
-            with part.open("rb") as file:
+            with part.open("r+b") as file:  # NFS gives an exclusive lock to writers alone
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink(missing_ok=True)
         except (BlockingIOError, FileNotFoundError):  # still being written; published just now

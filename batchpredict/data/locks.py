@@ -5,10 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from batchpredict.data.drafts import write_failed
@@ -30,23 +29,29 @@ class Held:
 
     def empty(self) -> None:
         """Cut the file to nothing. Raises OutputWriteFailed."""
-        self._do(partial(os.ftruncate, self.descriptor, 0))
-
-    def remove(self) -> None:
-        """Remove the file; the lock ends with the descriptor. Raises OutputWriteFailed."""
-        self._do(partial(self.path.unlink, missing_ok=True))
-
-    def _do(self, act: Callable[[], None]) -> None:
         try:
-            act()
+            os.ftruncate(self.descriptor, 0)
         except OSError as error:
             raise write_failed(str(self.path), error) from error
+
+    def remove(self) -> None:
+        """Remove the file; the lock ends with the descriptor. Raises OSError.
+
+        Not one of the same name that another run has made since.
+        """
+        if _still_named(self.path, self.descriptor):
+            self.path.unlink(missing_ok=True)
 
 
 def journal_path(output: str) -> Path:
     """Where the journal of an output lies: beside the file that is replaced, hidden."""
     final = Path(os.path.realpath(output))
     return final.with_name(f".{final.name}.journal")
+
+
+def notes_path(output: str) -> Path:
+    """Where the rows of an output in flight are noted."""
+    return journal_path(output).with_suffix(".inflight")
 
 
 @contextmanager
@@ -94,7 +99,7 @@ def _opened(path: Path, output: str) -> int:
     replaces = Path(os.path.realpath(output)).exists()
     try:
         mode = 0o600 if replaces else 0o666
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise _unusable(output, path, f"created: {reason_at(path, error)}") from error
 

@@ -17,6 +17,7 @@ import pyarrow.types as pt
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.records import Dialect, Layout, Reader, Records, Selection, Source, Writer
 from batchpredict.errors import InputInvalid
+from batchpredict.signals import check_signals
 
 Numbers = npt.NDArray[np.int64]
 
@@ -40,6 +41,7 @@ def whole_layout(origin: Reader) -> Layout:
 def write_whole(writer: Writer, blocks: Iterable[Records]) -> Iterator[int]:
     """Write records with nothing added; tells after each block how many rows it has."""
     for block in blocks:
+        check_signals()
         writer.write(block, _no_columns(len(block)))
         yield len(block)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import STDIO, compression_of, is_stream
+from batchpredict.data.locks import journal_path, notes_path
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
 
@@ -197,9 +198,12 @@ def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str
 
 def _check_distinct(tasks: tuple[Task, ...]) -> None:
     inputs = {os.path.realpath(task.input): task.input for task in tasks if task.input != STDIO}
-    written: dict[str, str] = {}
+    written: dict[str, Task] = {}
     for task in tasks:
-        for file in (task.output, task.rejects, task.receipt, task.failed, task.failed_rejects):
+        files = [task.output, task.rejects, task.receipt, task.failed, task.failed_rejects]
+        if not is_stream(task.output):
+            files += [str(journal_path(task.output)), str(notes_path(task.output))]
+        for file in files:
             if file is None or is_stream(file):
                 continue
             real = os.path.realpath(file)
@@ -208,9 +212,14 @@ def _check_distinct(tasks: tuple[Task, ...]) -> None:
                     f"{file}: would overwrite the input {inputs[real]}; choose another "
                     "--output_file or --output_dir"
                 )
+            if written.get(real) is task:
+                raise UsageError(
+                    f"{file}: is to be two files of {task.input}; choose another name with "
+                    "--output_file, --rejects_file or --receipt_file"
+                )
             if real in written:
                 raise UsageError(
-                    f"{file}: {written[real]} and {task.input} would both be written to it; "
+                    f"{file}: {written[real].input} and {task.input} would both be written to it; "
                     "choose another --output_dir"
                 )
-            written[real] = task.input
+            written[real] = task

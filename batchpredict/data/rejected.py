@@ -25,10 +25,13 @@ _READ_BYTES = 1 << 20
 class RejectedRow:
     """A line of a rejects file.
 
-    `record`: text; bytes that are no UTF-8, in the input's own encoding; an object (Avro,
-    Parquet); None where a record was too long to be written down.
+    `place`: which line of it; `line`: which of the input, whose name is `file`. `record`: text;
+    bytes that are no UTF-8, in the input's own encoding; an object (Avro, Parquet); None where a
+    record was too long to be written down.
     """
 
+    place: int
+    file: str
     row: int
     line: int | None
     code: str
@@ -65,7 +68,7 @@ def rejected_rows(source: LocalSource) -> Iterator[RejectedRow]:
         if not line.strip():
             continue
         try:
-            found = _parsed(line)
+            found = _parsed(number, line)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise InputInvalid(
                 f"{source.name}:{number}: is no line of a rejects file ({_reason(error)}); mend "
@@ -81,21 +84,31 @@ def rejected_rows(source: LocalSource) -> Iterator[RejectedRow]:
 
 
 def _reason(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, LookupError) else str(error)
+    if isinstance(error, LookupError):
+        return f"it lacks {error}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON from character {error.pos + 1} on"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _parsed(line: bytes) -> RejectedRow:
+def _parsed(place: int, line: bytes) -> RejectedRow:
     entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise TypeError("it is no JSON object")
     row, code, message = entry["row"], entry["code"], entry["message"]
     if type(row) is not int or row < 1:
         raise ValueError(f"row {row!r} is no row number")
     if not (isinstance(code, str) and isinstance(message, str)):
         raise TypeError("code and message are not text")
+    if not isinstance(file := entry["file"], str):
+        raise TypeError("file is not text")
     numbers = [entry.get(name) for name in ("line", "offset", "length")]
     if not all(number is None or type(number) is int for number in numbers):
         raise TypeError("line, offset or length is no whole number")
     at, offset, length = cast(list[int | None], numbers)
-    return RejectedRow(row, at, code, message, _record(entry), offset, length)
+    return RejectedRow(place, file, row, at, code, message, _record(entry), offset, length)
 
 
 def _record(entry: Mapping[str, Any]) -> str | bytes | Mapping[str, Any] | None:
@@ -104,6 +117,8 @@ def _record(entry: Mapping[str, Any]) -> str | bytes | Mapping[str, Any] | None:
         if record is not None and not isinstance(record, str | dict):
             raise TypeError("record is neither text nor an object")
         return cast(str | dict[str, Any] | None, record)
+    if "record_base64" not in entry:
+        raise LookupError("'record'")
     try:
         return base64.b64decode(entry["record_base64"], validate=True)
     except binascii.Error as error:

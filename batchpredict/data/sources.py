@@ -75,9 +75,9 @@ class _RawInput(io.RawIOBase):
             raise unreadable(self._name, error) from error
         self.digest.update(view[:count])
         self.position += count
-        self.reached = (self.position, self.digest.copy())
         if self.expected and (not count or self.position == self.expected[0].position):
             self._compare(self.expected.popleft())
+        self.reached = (self.position, self.digest.copy())
         return count
 
     def _compare(self, mark: Mark) -> None:

@@ -14,8 +14,9 @@ from batchpredict.data.drafts import Published
 from batchpredict.data.locations import is_stream
 from batchpredict.data.naming import Task, format_of
 from batchpredict.data.sources import LocalSource
-from batchpredict.errors import InputInvalid, InputMissing
+from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
+from batchpredict.ops.layout import LayoutInvalid, made, part
 from batchpredict.run.receipt import Counts, InputFile, RejectsSummary
 
 
@@ -75,39 +76,43 @@ def read_former(path: str) -> Former:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputMissing(f"{path}: {reason}; name the receipt beside an output") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_receipt(path, "it is not JSON") from error
     try:
         return _former(path, content)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise _no_receipt(path, f"{type(error).__name__}: {error}") from error
+    except LayoutInvalid as error:
+        raise _no_receipt(path, str(error)) from error
 
 
 def _no_receipt(path: str, why: str) -> InputInvalid:
     return InputInvalid(f"{path}: is not a receipt ({why}); name OUTPUT.receipt.json")
 
 
-def _former(path: str, content: Mapping[str, Any]) -> Former:
-    if content["receipt"] != 1:
+def _former(path: str, content: Any) -> Former:
+    if part(content, "receipt", int) != 1:
         raise _no_receipt(path, f"its layout is {content['receipt']!r}, not 1")
-    if content["exit_code"] not in (0, 3) or content["output"] is None:
+    if part(content, "exit_code", int) not in (0, 3) or content.get("output") is None:
         raise InputInvalid(f"{path}: that run published nothing; run predict again")
-    output = Published(**content["output"])
+    output = made(Published, content["output"], "output")
     if is_stream(output.path):
         raise InputInvalid(f"{path}: its output went to a stream ({output.path}); run predict")
-    (entry,) = content["inputs"]
-    rejects = RejectsSummary(**content["rejects"])
-    read = InputFile(**{"modified_ns": None, **entry})
-    job = _job(path, content["options"])
+    inputs = part(content, "inputs", list)
+    if len(inputs) != 1:
+        raise LayoutInvalid(f"it has {len(inputs)} inputs, not 1")
+    read = made(InputFile, inputs[0], "inputs[0]", modified_ns=None)
+    rejects = made(RejectsSummary, content.get("rejects"), "rejects")
+    job = _job(path, part(content, "options", dict))
+    for name in ("tool.version", "tool.onnxruntime", "model.sha256"):
+        part(content, name, str)
     return Former(
         receipt=path,
-        run_id=content["run_id"],
+        run_id=part(content, "run_id", str),
         job=job,
         task=_task(path, job, read, output, rejects.path),
         input=read,
         output=output,
         rejects=rejects,
-        counts=Counts(**content["counts"]),
+        counts=made(Counts, content.get("counts"), "counts"),
         tool=content["tool"],
         model=content["model"],
     )
@@ -121,7 +126,10 @@ def _job(path: str, options: Mapping[str, Any]) -> Job:
             f"{path}: {unknown[0]!r} is no option of this version; use the version of batchpredict "
             "that wrote the receipt"
         )
-    return Job(**{name: _hashable(value) for name, value in options.items()})
+    try:
+        return made(Job, {name: _hashable(value) for name, value in options.items()}, "options")
+    except UsageError as error:
+        raise _no_receipt(path, str(error)) from error
 
 
 def _hashable(value: Any) -> Any:

@@ -38,9 +38,9 @@ class Keeping:
 
         Writes the receipt of a retry that was killed before it could.
         """
-        if not self._note.exists():
+        note = self._noted()
+        if note is None:
             return former, None
-        note = json.loads(self._note.read_bytes())
         if note["retried"]["run_id"] == former.run_id:
             if _agrees(Path(former.task.output), note["output"]):
                 logger.info("%s: is written now, the retry before was killed", former.receipt)
@@ -52,6 +52,21 @@ class Keeping:
                 return former, self._copy
         self._remove()
         return former, None
+
+    def _noted(self) -> dict[str, Any] | None:
+        """The note; None, and none from then on, where it is no receipt of a retry."""
+        if not self._note.exists():
+            return None
+        try:
+            note: dict[str, Any] = json.loads(self._note.read_bytes())
+            _ = note["retried"]["run_id"]
+            for name in ("output", "rejects"):
+                _ = note[name]["size"], note[name]["sha256"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.warning("%s: is not what a retry leaves, it is not used", self._note)
+            self._note.unlink()
+            return None
+        return note
 
     @contextmanager
     def keep(self, mended: LocalSource) -> Iterator[None]:

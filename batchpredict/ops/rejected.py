@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,7 @@ from batchpredict.data.rejected import RejectedRow, rejected_rows
 from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.ops.former import Former
+from batchpredict.run.rejects import row_line
 
 Numbers = npt.NDArray[np.int64]
 
@@ -27,10 +30,11 @@ _WITHOUT_PREDICTION = frozenset(("missing_value", "too_long", "inference_failed"
 class Rejected:
     """The rows to try again. `numbers`: of all, ascending; `absent`: of those that the output
     does not have, while the others are in it without a prediction. `mended`: the file they are
-    read from, and `rest` the one with those that `mended` leaves out. `killers`: rows that killed
-    the process.
+    read from, and `rest` the one that the run left, where it is there as it was: it has those
+    that `mended` leaves out. `killers`: rows that killed the process.
     """
 
+    former: Former
     numbers: Numbers
     absent: Numbers
     mended: LocalSource
@@ -39,7 +43,7 @@ class Rejected:
 
     def rows(self) -> Iterator[RejectedRow]:
         """From the start. Raises InputInvalid."""
-        return _rows(self.mended, self.rest)
+        return _rows(self.former, self.mended, self.rest)
 
 
 @dataclass
@@ -50,16 +54,19 @@ class _Found:
     written: array[int] = field(default_factory=lambda: array("b"))
     killers: list[int] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
+    sha256: str = ""
 
     @classmethod
     def of(cls, rows: Iterable[RejectedRow]) -> _Found:
-        found = cls()
+        found, digest = cls(), hashlib.sha256()
         for row in rows:
+            digest.update(row_line(row.row, row.code))
             found.numbers.append(row.row)
             found.written.append(_written(row.code))
             found.codes[row.code] += 1
             if row.code == "killed_process":
                 found.killers.append(row.row)
+        found.sha256 = digest.hexdigest()
         return found
 
 
@@ -67,19 +74,26 @@ def find_rejected(former: Former, mended: LocalSource) -> Rejected:
     """Read through a mended rejects file. Raises InputInvalid where rows of the run are missing,
     or others are in it, or codes are not as they were.
     """
-    rest = None
-    found = _Found.of(rejected_rows(mended))
-    if len(found.numbers) != sum(former.codes.values()):
-        rest = _original(former, mended)
-        found = _Found.of(_rows(mended, rest))
-    if found.codes != former.codes or max(found.numbers[-1:], default=0) > former.counts.read:
+    rest = _original(former, mended)
+    found = _Found.of(_rows(former, mended, rest))
+    if rest is None and len(found.numbers) < sum(former.codes.values()):
+        raise _incomplete(former, mended)
+    if not _are_those_of(former, found):
         raise InputInvalid(
             f"{mended.name}: its rows and codes are not those of {former.receipt}; mend "
             '"record" and leave the rest as it is'
         )
     numbers = np.array(found.numbers, np.int64)
-    is_written = _is_written(former, np.array(found.written, np.int8))
-    return Rejected(numbers, numbers[~is_written], mended, rest, tuple(found.killers))
+    absent = numbers[~_is_written(former, np.array(found.written, np.int8))]
+    return Rejected(former, numbers, absent, mended, rest, tuple(found.killers))
+
+
+def _are_those_of(former: Former, found: _Found) -> bool:
+    if former.rejects.rows_sha256 is not None:
+        return found.sha256 == former.rejects.rows_sha256
+    # A receipt of a version that did not write it.
+    last = max(found.numbers[-1:], default=0)
+    return found.codes == former.codes and last <= former.counts.read
 
 
 def _written(code: str) -> int:
@@ -103,31 +117,36 @@ def _is_written(former: Former, written: npt.NDArray[np.int8]) -> npt.NDArray[np
     )
 
 
-def _original(former: Former, mended: LocalSource) -> LocalSource:
-    """The rejects file as the run left it."""
-    name = former.task.rejects or ""
+def _original(former: Former, mended: LocalSource) -> LocalSource | None:
+    """The rejects file as the run left it; None where it is not there, or is `mended` itself."""
+    if _is_original(former, mended):
+        return None
     try:
-        source = LocalSource(name)
-    except InputMissing as error:
-        raise _incomplete(former, mended) from error
-    if source.size != former.rejects.size or source.finish() != former.rejects.sha256:
-        raise _incomplete(former, mended)
-    return source
+        source = LocalSource(former.task.rejects or "")
+    except InputMissing:
+        return None
+    same = source.rereadable and source.size == former.rejects.size
+    return source if same and source.finish() == former.rejects.sha256 else None
+
+
+def _is_original(former: Former, mended: LocalSource) -> bool:
+    return os.path.realpath(former.task.rejects or "") == os.path.realpath(mended.name)
 
 
 def _incomplete(former: Former, mended: LocalSource) -> InputInvalid:
+    rest = f", and {former.task.rejects} is not there as the run left it"
     return InputInvalid(
-        f"{mended.name}: does not hold all {sum(former.codes.values())} rejected rows, and "
-        f"{former.task.rejects} is not there as the run left it; put the rows back that are "
-        "missing, each line as it was"
+        f"{mended.name}: does not hold all {sum(former.codes.values())} rejected rows"
+        f"{'' if _is_original(former, mended) else rest}; put the rows back that are missing, each "
+        "line as it was"
     )
 
 
-def _rows(mended: LocalSource, rest: LocalSource | None) -> Iterator[RejectedRow]:
+def _rows(former: Former, mended: LocalSource, rest: LocalSource | None) -> Iterator[RejectedRow]:
+    rows = _checked(former, mended)
     if rest is None:
-        yield from rejected_rows(mended)
+        yield from rows
         return
-    rows = rejected_rows(mended)
     row = next(rows, None)
     for original in rejected_rows(rest):
         if row is None or row.row > original.row:
@@ -139,6 +158,23 @@ def _rows(mended: LocalSource, rest: LocalSource | None) -> Iterator[RejectedRow
         row = next(rows, None)
     if row is not None:
         raise InputInvalid(
-            f"{mended.name}: row {row.row} is none of those in {rest.name}; leave the row numbers "
-            "as they are"
+            f"{mended.name}:{row.place}: row {row.row} is none of those in {rest.name}; leave the "
+            "row numbers as they are"
         )
+
+
+def _checked(former: Former, mended: LocalSource) -> Iterator[RejectedRow]:
+    """Its rows, which are of the run's input and have a record wherever the run had one."""
+    for row in rejected_rows(mended):
+        if row.file != former.input.path:
+            raise InputInvalid(
+                f"{mended.name}:{row.place}: is a row of {row.file}, {former.receipt} is of "
+                f"{former.input.path}; name the rejects of that file, or the other one's receipt"
+            )
+        may_lack = former.task.input_format == "avro" and row.code == "too_large"
+        if row.record is None and not may_lack:
+            raise InputInvalid(
+                f"{mended.name}:{row.place}: has no record; put it back, or leave the line out if "
+                "the rejects file of the run is as it was"
+            )
+        yield row

@@ -30,7 +30,13 @@ from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import compression_of, is_stream
 from batchpredict.data.naming import Task, format_of
 from batchpredict.data.sources import LocalSource
-from batchpredict.errors import ConfigInvalid, OutputNotCreatable, UsageError
+from batchpredict.errors import (
+    ConfigInvalid,
+    InputMissing,
+    OutputNotCreatable,
+    TryAgain,
+    UsageError,
+)
 from batchpredict.job import Job
 from batchpredict.model.package import read_package
 from batchpredict.model.session import runtime_version
@@ -49,12 +55,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What to retry. `input_file`, `output_file`, `model`: None where they are as they were."""
+    """What to retry. `input_file`, `output_file`, `model`: None where they are as they were.
+    `lock_wait`: seconds.
+    """
 
     receipt: str
     input_file: str | None = None
     output_file: str | None = None
     model: str | None = None
+    lock_wait: float = 0.0
     dry_run: bool = False
 
 
@@ -64,13 +73,10 @@ def retry(request: Request, watch: Watch) -> Receipt | None:
     `watch` is told after each window that is scored and each block that is written. Raises
     BatchPredictError.
     """
-    former = read_former(request.receipt)
-    task, job = _target(former, request)
-    outputs = {os.path.realpath(t.output): t for t in (former.task, task)}
-    in_place = former.task == task
-    keeping = Keeping(task)
     with ExitStack() as stack:
-        stack.enter_context(locked(tuple(outputs.values()), job))
+        former, task, job = stack.enter_context(_locked(request))
+        in_place = former.task == task
+        keeping = Keeping(task)
         former, kept = keeping.recover(former) if in_place else (former, None)
         output = stack.enter_context(closing(former.open_output()))
         if not former.codes:
@@ -91,12 +97,32 @@ def retry(request: Request, watch: Watch) -> Receipt | None:
             return _publish(work, watch, keeping)
 
 
+@contextmanager
+def _locked(request: Request) -> Iterator[tuple[Former, Task, Job]]:
+    """The run, and what is written now, while nobody else writes either output."""
+
+    def read() -> tuple[Former, Task, Job]:
+        former = read_former(request.receipt)
+        return former, *_target(former, request)
+
+    former, task, job = read()
+    outputs = {os.path.realpath(t.output): t for t in (former.task, task)}
+    with locked(tuple(outputs.values()), job):
+        # Whoever had the lock may have written another receipt.
+        former, task, job = read()
+        if not {os.path.realpath(t.output) for t in (former.task, task)} <= outputs.keys():
+            raise TryAgain(f"{request.receipt}: was replaced meanwhile; try again")
+        yield former, task, job
+
+
 def _rejects(former: Former, request: Request, kept: Path | None) -> LocalSource:
     """The file to read the rows from."""
     if request.input_file:
         name = os.path.expanduser(request.input_file)  # noqa: PTH111
     else:
         name = str(kept or former.task.rejects)
+        if not Path(name).exists():
+            raise InputMissing(f"{name}: is not there; name the mended rows with --input_file")
     source = LocalSource(name)
     if not source.rereadable:
         raise UsageError(f"{name}: is no file that can be read twice; save it to one")
@@ -136,6 +162,7 @@ def _target(former: Former, request: Request) -> tuple[Task, Job]:
         output_dir=None,
         input_format=task.input_format,
         output_format=task.output_format,
+        lock_wait=request.lock_wait,
         model=os.path.expanduser(request.model or job.model),  # noqa: PTH111
     )
     return task, job

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchpredict.data.naming import Task
 from batchpredict.data.sources import LocalSource
+from batchpredict.errors import InputMissing, TryAgain
 from batchpredict.job import Job
 from batchpredict.run.identity import shaping_options
 
@@ -18,7 +19,7 @@ def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
     """The receipt beside the output, where it says that there is nothing left to do.
 
     `digest`: the model's. The input is taken to be the same if size and time of change are, else
-    if its sha256 is; likewise the output, if it has its size and is not younger than the receipt.
+    if its sha256 is; likewise the output. The rejects must have theirs.
     """
     receipt = _read(task)
     if receipt is None or receipt["exit_code"] not in (0, 3):
@@ -27,7 +28,14 @@ def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
         return None
     if _options(task, receipt["options"]) != _options(task, asdict(job)):
         return None
-    same = _same_input(task, receipt["inputs"][0]) and _same_output(task, receipt["output"])
+    codes, read = receipt["rejects"]["codes"], receipt["counts"]["read"]
+    if job.budget.exceeded(sum(codes.values()), read):
+        return None
+    same = (
+        _same_input(task, receipt["inputs"][0])
+        and _same_file(task.output, receipt["output"])
+        and (not codes or _same_file(task.rejects, receipt["rejects"]))
+    )
     return receipt if same else None
 
 
@@ -44,30 +52,35 @@ def _read(task: Task) -> dict[str, Any] | None:
         receipt = json.loads(Path(task.receipt or "").read_bytes())
         _ = receipt["exit_code"], receipt["model"]["sha256"], dict(receipt["options"])
         _ = receipt["inputs"][0]["size"], receipt["output"]["size"], receipt["output"]["sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
+        _ = receipt["rejects"]["size"], receipt["rejects"]["sha256"], receipt["counts"]["read"] + 0
+        _ = sum(receipt["rejects"]["codes"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     found: dict[str, Any] = receipt
     return found
 
 
 def _same_input(task: Task, recorded: dict[str, Any]) -> bool:
-    source = LocalSource(task.input)
-    if not source.rereadable or source.size != recorded["size"]:
-        return False
-    if source.modified_ns == recorded.get("modified_ns"):
-        return True
-    return bool(source.finish() == recorded.get("sha256"))
-
-
-def _same_output(task: Task, recorded: dict[str, Any]) -> bool:
-    output = Path(task.output)
     try:
-        status = output.stat()
+        source = LocalSource(task.input)
+        if not source.rereadable or source.size != recorded["size"]:
+            return False
+        if source.modified_ns == recorded.get("modified_ns"):
+            return True
+        return bool(source.finish() == recorded.get("sha256"))
+    except (InputMissing, TryAgain):  # which the run of this input will meet and tell
+        return False
+
+
+def _same_file(name: str | None, recorded: dict[str, Any]) -> bool:
+    file = Path(name or "")
+    try:
+        status = file.stat()
         if status.st_size != recorded["size"]:
             return False
-        if status.st_mtime_ns <= Path(task.receipt or "").stat().st_mtime_ns:
+        if status.st_mtime_ns == recorded.get("modified_ns"):
             return True
-        with output.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == recorded["sha256"])
+        with file.open("rb") as content:
+            return bool(hashlib.file_digest(content, "sha256").hexdigest() == recorded["sha256"])
     except OSError:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 from batchpredict import __version__
@@ -31,13 +32,18 @@ _FREE = frozenset(
 
 def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pins:
     """Everything that the scores in a journal are good for."""
-    versions = {
+    versions: dict[str, Any] = {
         "batchpredict": __version__,
         "onnxruntime": runtime_version(),
         "provider": model.session.provider,
         "precision": model.session.precision,
     }
+    if model.package.tokenizer:
+        versions["tokenizers"] = version("tokenizers")
+    if "OpenVINO" in model.session.provider:
+        versions["onnxruntime-ep-openvino"] = version("onnxruntime-ep-openvino")
     if not _is_exact(model):
+        versions["skip_rows"] = list(job.skip_rows)
         plan = asdict(model.plan)
         versions |= plan["tuning"] | {n: plan[n] for n in ("window_rows", "window_bytes")}
     return {

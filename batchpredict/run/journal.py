@@ -137,9 +137,11 @@ class _Content:
             self._deaths.append(death)
         elif kind == b"B":
             position, digest = _MARK.unpack_from(payload, 1)
+            mark = Mark(position, digest.hex())
+            if self._marks.setdefault(position, mark) != mark:
+                raise ValueError("the same bytes of the input with two checksums")
             numbers = decode(payload[1 + _MARK.size :]).numbers()
             self._batches.append(_Batch(offset, len(payload), int(numbers[0]), int(numbers[-1])))
-            self._marks[position] = Mark(position, digest.hex())
             self._rows += len(numbers)
         self._end = offset + len(payload)
 
@@ -261,8 +263,6 @@ class Journal:
         with self._lock:
             if self._detached:
                 return
-            if not self._pending:
-                self._since = time.monotonic()
             self._pending.append(Commit.of(numbers, inferred))
             self.added_rows += len(inferred.indices) + len(inferred.faults)
             rows = sum(len(commit.rows) for commit in self._pending)
@@ -293,6 +293,7 @@ class Journal:
         if self._held is None:
             return
         with self._lock:
+            self._detached = True
             if published:
                 self._write(_framed(_PUBLISHED), self._state)
                 self._cut(self._state + _HEAD.size + len(_PUBLISHED))
@@ -314,7 +315,7 @@ class Journal:
         commit = Commit.merged(self._pending)
         self._append(head + encode(commit))
         # Only now: what a full disk did not take is tried again when the draft has gone.
-        self._pending = []
+        self._pending, self._since = [], time.monotonic()
         self.kept_rows += len(commit.rows) + len(commit.faults)
 
     def _append(self, payload: bytes) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from batchpredict.data.locations import STDIO
 from batchpredict.data.sources import LocalSource
 from batchpredict.run.receipt import Counts, Receipt
 
@@ -45,6 +47,19 @@ class Progress:
                 "%s: %s rows%s, %s rows/s", source.name, f"{counts.read:,}", share, f"{rate:,.0f}"
             )
 
+    def published(self, receipt: Receipt) -> None:
+        """Say what has become of an input."""
+        self.close()
+        logger.info("%s", summary(receipt))
+        for what, path in (
+            ("output", receipt.output.path if receipt.output else None),
+            ("rejects", receipt.rejects.path),
+        ):
+            if path and path != STDIO:
+                logger.info("%s: %s", what, path)
+        if codes := receipt.rejects.codes:
+            logger.warning("%s", lost(receipt.inputs[0].path, codes))
+
     def _new_bar(self, source: LocalSource) -> Any:
         from tqdm import tqdm
 
@@ -71,6 +86,12 @@ def _short(name: str) -> str:
     """A file's name without its directory; the end of one that would leave no room for a bar."""
     name = Path(name).name
     return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
+
+
+def lost(name: str, codes: Mapping[str, int]) -> str:
+    """How many rows of an input have no prediction, and why."""
+    told = ", ".join(f"{code} {count}" for code, count in codes.items())
+    return f"{name}: {sum(codes.values())} rows could not be scored ({told})"
 
 
 def summary(receipt: Receipt) -> str:

@@ -175,6 +175,7 @@ class Publication:
                 0,
                 None,
                 dict(sorted(self.rejects.counts.items())),
+                self.rejects.rows_sha256,
             ),
             options=asdict(self._job),
             plan=plan.pop("tuning") | plan | {"intra_op_threads": 1},

@@ -57,12 +57,17 @@ class Retried:
 
 @dataclass(frozen=True)
 class RejectsSummary:
-    """The rejects file, and rejects by code."""
+    """The rejects file, and rejects by code.
+
+    `rows_sha256`: of a line "ROW CODE" for each, in order; it stays the same while records are
+    mended. None where there are none.
+    """
 
     path: str | None
     size: int
     sha256: str | None
     codes: dict[str, int]
+    rows_sha256: str | None = None
 
 
 @dataclass(frozen=True)

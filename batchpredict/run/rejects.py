@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -53,6 +54,11 @@ def _text_or_base64(record: bytes) -> dict[str, str]:
         return {"record_base64": base64.b64encode(record).decode("ascii")}
 
 
+def row_line(row: int, code: str) -> bytes:
+    """What a reject adds to `rows_sha256`."""
+    return f"{row} {code}\n".encode()
+
+
 class RejectsFile:
     """Collects rejects of one input. The file comes into being with the first of them.
 
@@ -65,11 +71,18 @@ class RejectsFile:
         self._draft: Draft | None = None
         self._published: str | None = None
         self.counts: Counter[str] = Counter()
+        self._rows = hashlib.sha256()
+
+    @property
+    def rows_sha256(self) -> str | None:
+        """See RejectsSummary; of the rejects so far."""
+        return self._rows.hexdigest() if self.counts else None
 
     def add(self, rejects: Iterable[Reject]) -> None:
         """Append, in the order given."""
         for reject in rejects:
             self.counts[reject.code] += 1
+            self._rows.update(row_line(reject.row, reject.code))
             line = reject_line(self._file, reject) + "\n"
             if self._path is None:
                 sys.stderr.write(line)

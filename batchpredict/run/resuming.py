@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import STDIO, is_stream
+from batchpredict.data.locations import is_stream
 from batchpredict.data.locks import Held, lock_output
 from batchpredict.data.naming import Task
 from batchpredict.data.sources import InputDiffers, LocalSource
@@ -24,6 +25,7 @@ from batchpredict.run.identity import Pins, difference, pins_of
 from batchpredict.run.inflight import notes_beside, read_notes
 from batchpredict.run.journal import Journal, read_journal
 from batchpredict.run.loading import LoadedModel
+from batchpredict.run.progress import lost
 from batchpredict.run.publication import remove_failure
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ _OTHER_FILES = 128
 
 
 def check_resumable(tasks: Sequence[Task], job: Job) -> None:
-    """Raise UsageError where a run that is to stop early could not be gone on with.
+    """Raise UsageError where a stream cannot do what is asked of files.
 
     And where rows are to be left out of one knows not which input.
     """
@@ -43,12 +45,18 @@ def check_resumable(tasks: Sequence[Task], job: Job) -> None:
             f"--skip_rows counts the rows of one input, and there are {len(tasks)}; score the one "
             "that is meant by a command of its own"
         )
-    for task in tasks:
-        if job.max_seconds is not None and (task.input == STDIO or is_stream(task.output)):
-            raise UsageError(
-                f"--max_seconds={job.max_seconds:g}: a run from standard input or into a stream "
-                "cannot be resumed; name an --input_file and an --output_file"
-            )
+    if not any(is_stream(name) for task in tasks for name in (task.input, task.output)):
+        return
+    if job.max_seconds is not None:
+        raise UsageError(
+            f"--max_seconds={job.max_seconds:g}: a run from standard input or into a stream "
+            "cannot be resumed; name an --input_file and an --output_file"
+        )
+    if job.if_done != "rescore":
+        raise UsageError(
+            f"--if_done={job.if_done}: what came from standard input or went into a stream is "
+            "not there to be compared; name an --input_file and an --output_file"
+        )
 
 
 @contextmanager
@@ -60,17 +68,19 @@ def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
     _allow_open_files(len(tasks))
     with ExitStack() as stack:
         locks: dict[str, Held | None] = {}
+        deadline = time.monotonic() + job.lock_wait
         try:
             # In one order for all: else two jobs may each wait for what the other one has.
             for task in sorted(tasks, key=lambda task: os.path.realpath(task.output)):
                 if job.output_dir:
                     _make_parents(task.output)
-                locks[task.output] = stack.enter_context(lock_output(task.output, job.lock_wait))
+                wait = max(0.0, deadline - time.monotonic())
+                locks[task.output] = stack.enter_context(lock_output(task.output, wait))
             yield locks
         finally:
             for held in filter(None, locks.values()):
                 # An empty one that stays does no harm; why it cannot be removed is told already.
-                with suppress(OSError, OutputWriteFailed):
+                with suppress(OSError):
                     if not os.fstat(held.descriptor).st_size:
                         held.remove()
 
@@ -91,7 +101,11 @@ def forget(locks: Locks) -> None:
     """Remove all journals: a job that has come to its end needs none of them."""
     for held in filter(None, locks.values()):
         _remove_notes(held)
-        held.remove()
+        try:
+            held.remove()
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            logger.warning("%s: cannot be removed: %s; remove it", held.path, reason)
 
 
 def _remove_notes(held: Held) -> None:
@@ -120,21 +134,30 @@ def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | 
         return None
     recorded = None if job.no_resume else read_journal(held)
     finished = recorded is not None and recorded.published
-    if not finished and job.if_done == "rescore":
-        return None
-    receipt = done_receipt(task, job, digest)
+    receipt = done_receipt(task, job, digest) if finished else None
     if receipt is None:
-        return None
-    there = f"{task.output} is there, scored from {task.input} by this model with these options"
-    if finished:
-        logger.info("%s: finished by the run before, not scored again", task.input)
+        if not is_left_alone(task, job, digest):
+            return None
         remove_failure(task)
-        _remove_notes(held)
-        return int(receipt["exit_code"])
+        return 0
+    logger.info("%s: finished by the run before, not scored again", task.input)
+    remove_failure(task)
+    _remove_notes(held)
+    rejects = receipt["rejects"]
+    if rejects["codes"]:
+        logger.warning("%s; see %s", lost(task.input, rejects["codes"]), rejects["path"])
+    return int(receipt["exit_code"])
+
+
+def is_left_alone(task: Task, job: Job, digest: str) -> bool:
+    """Whether the output is there and --if_done says to leave it; raises OutputNotCreatable."""
+    if job.if_done == "rescore" or done_receipt(task, job, digest) is None:
+        return False
+    there = f"{task.output} is there, scored from {task.input} by this model with these options"
     if job.if_done == "fail":
         raise OutputNotCreatable(f"{there}; remove it, or leave out --if_done=fail")
     logger.info("nothing to do: %s", there)
-    return 0
+    return True
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from batchpredict.run.resuming import (
     already_done,
     check_resumable,
     forget,
+    is_left_alone,
     journal_of,
     locked,
     suspects_of,
@@ -32,7 +33,7 @@ from batchpredict.run.resuming import (
 from batchpredict.run.scoring import Work, score
 from batchpredict.run.space import check_space
 from batchpredict.run.tally import Tally
-from batchpredict.run.windows import windows
+from batchpredict.run.windows import skipped, windows, without
 from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,17 @@ class Outcome:
     exit_code: int
 
 
-def run(job: Job, watch: Watch) -> Outcome:
-    """Score every input of a job. `watch` is told after each window.
+def run(job: Job, watch: Watch, published: Callable[[Receipt], None] | None = None) -> Outcome:
+    """Score every input of a job. `watch` is told after each window, `published` of each input.
 
     One input's InputInvalid or InputMissing is logged and the others go on; every other error
     ends the job. With one input every error is raised.
     """
-    deadline = Deadline.after(job.max_seconds)
     tasks, missing = tasks_of(job)
     check_resumable(tasks, job)
     _check_creatable(tasks, job)
     with locked(tasks, job) as locks:
+        deadline = Deadline.after(job.max_seconds)
         package = read_package(job.model)
         done = {task: already_done(task, job, package.digest, locks[task.output]) for task in tasks}
         left = [task for task, code in done.items() if code is None]
@@ -76,6 +77,8 @@ def run(job: Job, watch: Watch) -> Outcome:
             deadline.check(bool(receipts), task.input)
             try:
                 receipts.append(run_task(task, job, model, watch, locks[task.output], deadline))
+                if published is not None:
+                    published(receipts[-1])
             except (InputInvalid, InputMissing) as error:
                 if len(tasks) + len(missing) == 1:
                     raise
@@ -105,9 +108,14 @@ def rehearse(job: Job) -> tuple[str, ...]:
     tasks, missing = tasks_of(job)
     if missing:
         raise missing[0]
+    check_resumable(tasks, job)
     _check_creatable(tasks, job)
-    model = load_model(job, parquet=any(task.output_format == "parquet" for task in tasks))
-    return tuple(_rehearse_task(task, job, model) for task in tasks)
+    package = read_package(job.model)
+    left = [task for task in tasks if not is_left_alone(task, job, package.digest)]
+    if not left:
+        return ()
+    model = load_model(job, package, parquet=any(t.output_format == "parquet" for t in left))
+    return tuple(_rehearse_task(task, job, model) for task in left)
 
 
 def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
@@ -121,6 +129,7 @@ def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
         first = next(rows, None)
         if first is None:
             return f"{task.input}: no rows; nothing would be scored"
+        first = without(first, skipped(first, job.skip_rows), opened.reader)
         prepared = opened.scorer.prepare(first.columns)
         rejects = len(first.rejects) + len(prepared.faults)
         return (
@@ -144,11 +153,12 @@ def run_task(
     try:
         return _attempt(task, job, model, watch, held, deadline)
     except InputDiffers as error:
-        logger.info("%s; starting over", error)
         if held is None:
             raise
+        logger.info("%s; starting over", error)
         held.empty()
-        return _attempt(task, job, model, watch, held, deadline)
+    # Not in the handler: there the error still holds the first attempt's rows.
+    return _attempt(task, job, model, watch, held, deadline)
 
 
 @contextmanager
@@ -159,6 +169,17 @@ def _unless_changed(source: LocalSource) -> Iterator[None]:
     except InputInvalid:
         source.check_unchanged()
         raise
+
+
+def _check_skipped(job: Job, counts: Counts, task: Task) -> None:
+    beyond = [str(row) for row in job.skip_rows if row > counts.read]
+    if beyond:
+        logger.warning(
+            "--skip_rows=%s: %s has no such rows, it has %s",
+            ",".join(beyond),
+            task.input,
+            f"{counts.read:,}",
+        )
 
 
 @contextmanager
@@ -199,6 +220,7 @@ def _attempt(
                             writer.write(settled.records, settled.added)
                         watch(tally.counts, source)
                 source.meet_expected()
+                _check_skipped(job, tally.counts, task)
                 tally.judge()
                 writer.close()
                 return publication.publish(source, tally.counts)

@@ -8,7 +8,7 @@ callers of the session several; each hands on windows through a short queue, and
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,7 +84,6 @@ def score(work: Work) -> Generator[Settled]:
     callers = Callers(plan.workers)
     notes = Notes(work.journal.notes_path, plan.workers + 1, plan.most_rows)
     guard = Guard(opened.scorer, notes, Deaths(work.journal.deaths))
-    # Closed by the thread that reads from it: to close it here, while that does, is an error.
     ready = ahead(rows, plan.queue_depth, "read")
     with closing(ahead(_begin(ready, work, guard, callers), plan.queue_depth, "prepare")) as stream:
         try:
@@ -101,19 +100,22 @@ def score(work: Work) -> Generator[Settled]:
 
 
 def _begin(
-    rows: Iterator[Records], work: Work, guard: Guard, callers: Callers
-) -> Iterator[_Window]:
+    rows: Generator[Records], work: Work, guard: Guard, callers: Callers
+) -> Generator[_Window]:
     """Prepare each window and hand what is not known of it to the callers."""
     scorer, reader, times = work.opened.scorer, work.opened.reader, work.times
-    for window in rows:
-        with times.measure("prepare"):
-            records = without(window, skipped(window, work.job.skip_rows), reader)
-            records, prepared = guard.prepare(records, reader)
-        with times.measure("plan"):
-            known = work.journal.committed(records.rows)
-            plan = _unknown(scorer.plan(prepared), known, prepared.rows)
-        begun = [callers.submit(partial(_infer, work, guard, records, prepared, b)) for b in plan]
-        yield _Window(records, prepared, known, begun)
+    # Closed here, by the thread that reads from it: another might do so while this one does.
+    with closing(rows):
+        for window in rows:
+            with times.measure("prepare"):
+                records = without(window, skipped(window, work.job.skip_rows), reader)
+                records, prepared = guard.prepare(records, reader)
+            with times.measure("plan"):
+                known = work.journal.committed(records.rows)
+                plan = _unknown(scorer.plan(prepared), known, prepared.rows)
+            infer = partial(_infer, work, guard, records, prepared)
+            begun = [callers.submit(partial(infer, batch)) for batch in plan]
+            yield _Window(records, prepared, known, begun)
 
 
 def _unknown(plan: Iterable[Indices], known: Inferred, rows: int) -> list[Indices]:
