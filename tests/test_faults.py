@@ -88,7 +88,8 @@ def test_a_second_signal_ends_a_run_at_once(lab: Lab) -> None:
 
 def test_killed_around_calls_that_change_files(lab: Lab) -> None:
     """Some of all; the long part tries each."""
-    rules = trials.transitions(lab.profile(CSV).calls)
+    # A close changes nothing; the journal's last one meets a file that has its name no more.
+    rules = [rule for rule in trials.transitions(lab.profile(CSV).calls) if rule.call != "close"]
     assert {rule.call for rule in rules} >= {"open", "write", "fsync", "rename", "unlink"}
     journal = [rule for rule in rules if rule.glob.endswith(".journal")]
     assert len(journal) > 10
