@@ -216,6 +216,19 @@ def matrix_graph(
     )
 
 
+def lookup_graph() -> onnx.ModelProto:
+    """x + 100 for x of 0 to 9; any other number fails in the session."""
+    return model(
+        [
+            helper.make_node("Cast", ["x"], ["row"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "row"], ["variable"]),
+        ],
+        [value("x", "float32", ("N", 1))],
+        [value("variable", "float32", ("N", 1))],
+        [tensor("table", np.arange(10, dtype=np.float32) + 100)],
+    )
+
+
 def echo_graph(columns: Mapping[str, str], *, flat: bool = False) -> onnx.ModelProto:
     """One input per column, by name and dtype; each comes back as `<name>_out`."""
     shape: Shape = ("N",) if flat else ("N", 1)

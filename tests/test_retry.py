@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
 from batchpredict.data.conversion import as_json
 from batchpredict.data.drafts import Draft
@@ -50,17 +48,8 @@ ALL = {"max_rejects": "100%"}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`prediction` is x + 100 for x in 0 to 9; any other number fails in the session."""
-    graph = models.model(
-        [
-            helper.make_node("Cast", ["x"], ["row"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["table", "row"], ["variable"]),
-        ],
-        [models.value("x", "float32", ("N", 1))],
-        [models.value("variable", "float32", ("N", 1))],
-        [models.tensor("table", np.arange(10, dtype=np.float32) + 100)],
-    )
     manifest = 'name = "lookup"\n[inputs.x]\nmissing = "reject"\n'
-    return models.write(tmp_path_factory.mktemp("lookup"), graph, manifest=manifest)
+    return models.write(tmp_path_factory.mktemp("lookup"), models.lookup_graph(), manifest=manifest)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
 from batchpredict.data.sources import LocalSource
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
@@ -28,17 +27,8 @@ STAGES = ["commit", "finish", "infer", "plan", "prepare", "publish", "read", "wr
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """`prediction` is x + 100 for x in 0 to 9; any other number fails in the session."""
-    graph = models.model(
-        [
-            helper.make_node("Cast", ["x"], ["row"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["table", "row"], ["variable"]),
-        ],
-        [models.value("x", "float32", ("N", 1))],
-        [models.value("variable", "float32", ("N", 1))],
-        [models.tensor("table", np.arange(10, dtype=np.float32) + 100)],
-    )
     manifest = 'name = "lookup"\nversion = "3"\n[inputs.x]\nmissing = "reject"\n'
-    return models.write(tmp_path / "lookup", graph, manifest=manifest)
+    return models.write(tmp_path / "lookup", models.lookup_graph(), manifest=manifest)
 
 
 def written(path: Path, values: Sequence[str]) -> Path:

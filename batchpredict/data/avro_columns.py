@@ -260,7 +260,7 @@ class _NestedDecoder:
         try:
             return Decoded(pa.array(values, self._kind), faults)
         except UNFIT:
-            pass
+            pass  # which of them are at fault is found below
         for index, value in enumerate(values):
             try:
                 pa.array([value], self._kind)

@@ -122,8 +122,9 @@ class Guard:
                 return suspects.here(suspects.places[at : at + count])
             except LoneDied as error:
                 logger.info("%d rows together killed that process (%s)", count, error)
-            except LoneNotStarted:
-                pass  # and will not be: one by one, so that the notes name the row that kills
+            except LoneNotStarted as error:
+                # And will not be: one by one, so that the notes name the row that kills.
+                logger.debug("no process of their own for %d rows: %s", count, error)
         size, end = -(-count // _PARTS), at + count
         parts = [self._divided(suspects, i, min(size, end - i)) for i in range(at, end, size)]
         return joined(parts)
