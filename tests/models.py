@@ -376,3 +376,9 @@ def external_graph(location: str = "weights.bin") -> tuple[onnx.ModelProto, byte
         [weights],
     )
     return made, data
+
+
+def write_classifier(directory: Path) -> Path:
+    """Reads the columns `x` and `y`; labels a and b."""
+    manifest = '[inputs.features]\ncolumns = ["x", "y"]\n'
+    return write(directory, classifier_graph(["a", "b"]), manifest=manifest)

@@ -38,12 +38,7 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tabular_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads the columns `x` and `y`; labels a and b."""
-    return models.write(
-        tmp_path_factory.mktemp("models") / "tabular",
-        models.classifier_graph(["a", "b"]),
-        manifest='[inputs.features]\ncolumns = ["x", "y"]\n',
-    )
+    return models.write_classifier(tmp_path_factory.mktemp("models") / "tabular")
 
 
 def table(*rows: str, header: str = HEADER) -> str:

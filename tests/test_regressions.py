@@ -30,12 +30,7 @@ from tests.jobs import files_in
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads the columns `x` and `y`; labels a and b."""
-    return models.write(
-        tmp_path_factory.mktemp("models") / "tabular",
-        models.classifier_graph(["a", "b"]),
-        manifest='[inputs.features]\ncolumns = ["x", "y"]\n',
-    )
+    return models.write_classifier(tmp_path_factory.mktemp("models") / "tabular")
 
 
 def test_a_reader_left_behind_does_not_read_another_file(tmp_path: Path) -> None:

@@ -95,12 +95,7 @@ def command(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads the columns `x` and `y`; labels a and b."""
-    return models.write(
-        tmp_path_factory.mktemp("models") / "tabular",
-        models.classifier_graph(["a", "b"]),
-        manifest='[inputs.features]\ncolumns = ["x", "y"]\n',
-    )
+    return models.write_classifier(tmp_path_factory.mktemp("models") / "tabular")
 
 
 @pytest.fixture

@@ -88,7 +88,6 @@ class Draft:
         name: str,
         compression: str = "",
         *,
-        make_parents: bool = False,
         option: str = "--output_file or --output_dir",
     ) -> None:
         self.name = name
@@ -98,7 +97,7 @@ class Draft:
         self._finished: Published | None = None
         self._sink = _Sink(name, -1)
         try:
-            self._create(make_parents)
+            self._create()
             self.stream = self._stream(compression)
         except OSError as error:
             self.abandon()
@@ -107,15 +106,13 @@ class Draft:
             self.abandon()
             raise
 
-    def _create(self, make_parents: bool) -> None:
+    def _create(self) -> None:
         if self._final is None:
             self._sink.descriptor = os.dup(1)
             return
         if self._final.is_dir() or is_stream(self.name):
             self._sink.descriptor = os.open(self.name, os.O_WRONLY)
             return
-        if make_parents:
-            self._final.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self._final)
         token = secrets.token_hex(4)
         self._temporary = self._final.with_name(f".{self._final.name}.{token}.part")

@@ -69,8 +69,7 @@ class Publication:
         """Where the writer writes. Raises OutputNotCreatable."""
         name = self._task.output
         compression = compression_of(name) if name != STDIO else ""
-        below = self._job.output_dir is not None
-        self._draft = Draft(name, compression, make_parents=below)
+        self._draft = Draft(name, compression)
         return self._draft.stream
 
     def abandon_output(self) -> None:

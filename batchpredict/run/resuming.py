@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from batchpredict.data.drafts import not_creatable
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import is_stream
 from batchpredict.data.locks import Held, lock_output
@@ -118,10 +119,7 @@ def _make_parents(output: str) -> None:
     try:
         Path(os.path.realpath(output)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputNotCreatable(
-            f"{output}: its directory cannot be created: {(error.strerror or '').lower()}; choose "
-            "another --output_dir"
-        ) from error
+        raise not_creatable(output, error, "--output_dir") from error
 
 
 def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | None:
