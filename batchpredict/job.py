@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,10 @@ OPENVINO_BATCH_TOKENS = 1024
 # A window is the rows that are sorted, cut into batches and put back in order together.
 WINDOW_ROWS = 16384
 WINDOW_BYTES = 16 << 20
+# Seconds for which what an alias named last is good while its store cannot be reached.
+MODEL_AGE = 7 * 86400.0
 
+_ENDPOINT = re.compile(r"https?://[^\s/?#@]+/?")
 _COUNTS = (
     "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit"
 )  # fmt: skip
@@ -53,10 +57,17 @@ class Job:
     `keep`: "all", "none", or columns. `column`: (model input, column) pairs. `workers`: None
     takes the effective cores. `batch_rows`, `batch_tokens`: None takes what `tune` has found, else
     TEXT_ or TABULAR_BATCH_ROWS and BATCH_TOKENS or OPENVINO_BATCH_TOKENS. `memory_limit`: bytes.
+    `max_model_age`: seconds; None is MODEL_AGE where the store cannot be reached, any age where it
+    is not to be asked.
     """
 
     input_file: tuple[str, ...]
     model: str
+    model_store: str | None = None
+    max_model_age: float | None = None
+    offline: bool = False
+    endpoint_url: str | None = None
+    service: str | None = None
     output_file: str | None = None
     output_dir: str | None = None
     input_format: str | None = None
@@ -106,6 +117,12 @@ class Job:
                 "line end; for tabs use --input_format=tsv or --delimiter=tab"
             )
         self._check_numbers()
+        if self.endpoint_url and not _ENDPOINT.fullmatch(self.endpoint_url):
+            # Not shown: what is wrong with it may be a password.
+            raise UsageError(
+                "--endpoint_url: must be https://HOST or http://HOST:PORT; keys belong into the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
         if self.max_record_bytes > 1 << 30:
             raise UsageError(f"--max_record_bytes={self.max_record_bytes}: at most 1 GiB")
         if self.precision == "int8" and self.provider == "openvino":
@@ -119,7 +136,7 @@ class Job:
             least = 0 if name == "limit" else 1
             if value is not None and value < least:
                 raise UsageError(f"--{name}={value}: must be {least} or more")
-        for name in ("max_seconds", "lock_wait"):
+        for name in ("max_seconds", "lock_wait", "max_model_age"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"--{name}={value}: must be a number of seconds, 0 or more")

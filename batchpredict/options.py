@@ -104,6 +104,22 @@ class _Bytes(click.ParamType[Any]):
         return int(text)
 
 
+class _Seconds(click.ParamType[Any]):
+    """A duration: 7200, 90m, 12h, 7d."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        text = str(value)
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+        try:
+            return float(text[:-1]) * unit if unit else float(text)
+        except ValueError:
+            self.fail(f"{text!r} is not a duration (3600, 90m, 12h, 7d)", param, ctx)
+
+
 def _option(name: str, **attributes: Any) -> Callable[[F], F]:
     """An option whose environment variable and default follow from its name."""
     plain = name.split("/")[0]
@@ -156,8 +172,29 @@ job_option = click.option(
 )
 model_option = _option(
     "model",
-    help="A .onnx file or a model directory; without it, the bundled example.",
-    metavar="PATH",
+    help="A .onnx file, a model directory, NAME, NAME@ALIAS or NAME@VERSION of the model store, or "
+    "s3://BUCKET/FOLDER/; without it, the bundled example.",
+    metavar="MODEL",
+)
+access_options = _options(
+    _option("endpoint_url", metavar="URL", help="Of an S3 store that is not AWS."),
+    _option(
+        "service", metavar="NAME", help="Which object store of VCAP_SERVICES, if it has several."
+    ),
+)
+store_option = _option(
+    "model_store", metavar="PATH", help="Where models are: s3://BUCKET/FOLDER/ or a directory."
+)
+store_options = _options(
+    store_option,
+    _option(
+        "max_model_age",
+        type=_Seconds(),
+        metavar="AGE",
+        help="How old (12h, 7d) what an alias named last may be where the store cannot be reached.",
+    ),
+    _option("offline", is_flag=True, help="Never ask the model store; take what is cached."),
+    access_options,
 )
 input_options = _options(
     _option("input_format", type=_FORMATS, help="Instead of the one its suffix names."),
@@ -246,6 +283,7 @@ predict_options = _options(
     job_option,
     file_options,
     model_option,
+    store_options,
     input_options,
     scoring_options,
     engine_options,

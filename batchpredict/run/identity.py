@@ -22,6 +22,7 @@ Pins = dict[str, dict[str, Any]]
 # compared by their content.
 _FREE = frozenset(
     (
+        "model_store", "max_model_age", "offline", "endpoint_url", "service",
         "input_file", "model", "output_file", "output_dir", "rejects_file", "receipt_file",
         "workers", "no_tuning", "memory_limit", "batch_rows", "batch_tokens",
         "on_error", "max_rejects", "dry_run", "skip_rows",
