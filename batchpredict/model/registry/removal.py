@@ -1,0 +1,84 @@
+"""Remove a version from a store. Its number stays reserved: it never means other files."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from batchpredict.errors import UsageError
+from batchpredict.model.registry.aliases import now
+from batchpredict.model.registry.pushing import Claim, read_claim
+from batchpredict.model.registry.reference import check_name, check_version
+from batchpredict.model.registry.store import Store, claim_key, version_key
+from batchpredict.model.registry.versions import MANIFEST, VersionManifest
+from batchpredict.s3 import Missing, Refused
+
+
+def remove(store: Store, name: str, version: str) -> int:
+    """Remove a version, also what is left of one; bytes that were removed.
+
+    Raises UsageError where an alias names it, Missing where there is none.
+    """
+    check_name(name, "a model")
+    check_version(version)
+    _check_unnamed(store, name, version)
+    try:
+        manifest = store.manifest(name, version)
+    except Missing:
+        # A push that was killed is gone on with by the next of the same: only what a removal has
+        # begun is removed further.
+        if not _is_removed(store, name, version):
+            raise
+    else:
+        _mark(store, name, version, now())
+        store.objects.remove(version_key(name, version, MANIFEST))
+        _put_back_if_named(store, name, version, manifest)
+    removed = 0
+    for entry in list(store.objects.list(version_key(name, version))):
+        store.objects.remove(entry.key)
+        removed += entry.size
+    return removed
+
+
+def _check_unnamed(store: Store, name: str, version: str) -> None:
+    names = [alias.alias for alias in store.aliases(name) if alias.version == version]
+    if names:
+        raise UsageError(
+            f"{name}@{version}: is what {', '.join(names)} names; promote another version first"
+        )
+
+
+def _put_back_if_named(store: Store, name: str, version: str, manifest: VersionManifest) -> None:
+    """Where somebody promoted it after we looked, it stays."""
+    try:
+        _check_unnamed(store, name, version)
+    except UsageError:
+        with contextlib.suppress(Refused):  # another removal has put it back
+            store.objects.create(version_key(name, version, MANIFEST), manifest.content)
+        _mark(store, name, version, None)
+        raise
+
+
+def _is_removed(store: Store, name: str, version: str) -> bool:
+    try:
+        return read_claim(store, name, version)[0].removed is not None
+    except Missing:
+        return False
+
+
+def _mark(store: Store, name: str, version: str, removed: str | None) -> None:
+    """Note in the claim that pushes must not go on with this version, or that they may again."""
+    while True:
+        try:
+            claim, etag = read_claim(store, name, version)
+        except Missing:  # a version that was copied here by hand
+            claim, etag = Claim("", now(), ""), ""
+        try:
+            content = replace(claim, removed=removed).encode()
+            if etag:
+                store.objects.replace(claim_key(name, version), content, etag)
+            else:
+                store.objects.create(claim_key(name, version), content)
+            return
+        except Refused:
+            continue

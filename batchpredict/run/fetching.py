@@ -1,0 +1,411 @@
+"""What a run does with --model: which version is meant, and its files on this machine.
+
+A store is asked once per run. Where it cannot be reached, what it said last is used if that is not
+too old: also where it refuses the credentials, as those expire at night, when nobody can renew
+them and the model they once gave is still on the disk. That there is no such model, version or
+alias, and content that is not what its manifest says, are answers, and end the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from batchpredict import s3
+from batchpredict.errors import ConfigInvalid, OutputWriteFailed, Unavailable, UsageError
+from batchpredict.job import MODEL_AGE
+from batchpredict.model.package import ModelPackage, read_package
+from batchpredict.model.registry.blobs import Download
+from batchpredict.model.registry.cache import Cache, Held, findings
+from batchpredict.model.registry.plain import PlainFolder
+from batchpredict.model.registry.reference import (
+    LATEST,
+    Reference,
+    is_number,
+    is_reference,
+    names_selector,
+    parse_reference,
+)
+from batchpredict.model.registry.resolutions import Asked, Resolution, age_in_words
+from batchpredict.model.registry.store import Store, open_store, version_key
+from batchpredict.model.registry.versions import StoredFile, VersionManifest
+from batchpredict.s3 import Missing
+from batchpredict.signals import check_signals
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[[int], None]
+
+
+class Choice(Protocol):
+    """The options that say which model; a Job has them."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_store(self) -> str | None: ...
+    @property
+    def max_model_age(self) -> float | None: ...
+    @property
+    def offline(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Choice for whoever has no Job."""
+
+    model: str
+    model_store: str | None = None
+    max_model_age: float | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What an interrupted run used, as its Fetched said."""
+
+    name: str
+    version: str
+    alias: str | None
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model on this machine, not removed from the cache before `close`.
+
+    `version`, `alias`, `manifest_sha256`, `store`: None where a path was given; then `version` is
+    what batchpredict.toml says. `alias`: also None where a version was named. `warnings`: have
+    been logged, and belong into the receipt.
+    """
+
+    package: ModelPackage
+    name: str
+    version: str | None
+    alias: str | None = None
+    manifest_sha256: str | None = None
+    store: str | None = None
+    warnings: tuple[str, ...] = ()
+    held: Held | None = None
+
+    def close(self) -> None:
+        """To be called once."""
+        if self.held:
+            self.held.release()
+
+    def __enter__(self) -> Fetched:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Origin(Protocol):
+    """Where a version comes from. `exact`: what `asked` names never changes. `accepted`: the only
+    manifest that may be used; None where any may."""
+
+    url: str
+    asked: Asked
+    exact: bool
+    accepted: str | None
+
+    def is_meant(self, manifest: VersionManifest) -> bool:
+        """Whether a version of the cache can be what is asked for."""
+
+    def resolve(self) -> tuple[VersionManifest, str | None, str]:
+        """The version, the alias that named it, and what tells it from a later one if that is no
+        manifest. Raises Unavailable."""
+
+    def download(self, manifest: VersionManifest) -> Download: ...
+
+
+class FromStore:
+    """A version of a store."""
+
+    def __init__(self, store: Store, reference: Reference, watch: Watch) -> None:
+        selector = reference.selector or LATEST
+        self._store = store
+        self._watch = watch
+        self.reference = reference
+        self.url = store.url
+        self.asked = Asked(store.objects.identity, reference.name, selector)
+        self.exact = is_number(selector)
+        self.accepted = reference.manifest_sha256
+
+    def __str__(self) -> str:
+        return str(self.reference)
+
+    def is_meant(self, manifest: VersionManifest) -> bool:
+        name, version = manifest.name, manifest.version
+        return name == self.reference.name and not (
+            self.exact and version != self.reference.selector
+        )
+
+    def resolve(self) -> tuple[VersionManifest, str | None, str]:
+        found = self._store.resolve(self.reference)
+        return found.manifest, found.alias, ""
+
+    def version(self, version: str) -> VersionManifest:
+        """Raises Missing."""
+        return self._store.manifest(self.reference.name, version)
+
+    def download(self, manifest: VersionManifest) -> Download:
+        def fetch(file: StoredFile, path: Path) -> str:
+            objects = self._store.objects
+            key = version_key(manifest.name, manifest.version, file.path)
+            entry = objects.entry(key)
+            if entry.size != file.size:
+                raise ConfigInvalid(
+                    f"{self._store}: {key}: has {entry.size:,} bytes, the manifest says"
+                    f" {file.size:,}; verify it: batchpredict models verify {manifest.name}"
+                    f"@{manifest.version}"
+                )
+            return objects.fetch(entry, path, self._watch)
+
+        return fetch
+
+
+def fetch(choice: Choice, pinned: Pinned | None = None, watch: Watch | None = None) -> Fetched:
+    """The model that a job names, as a path, in a store or in a bucket.
+
+    `pinned` wins over what its alias says now, as long as that version can be had. `watch` is told
+    of bytes that are fetched. Raises UsageError, Unavailable, ConfigInvalid, OutputWriteFailed.
+    """
+
+    def told(count: int) -> None:
+        check_signals()
+        if watch:
+            watch(count)
+
+    model = choice.model
+    store = None if s3.is_url(model) else store_of(choice)
+    if s3.is_url(model):
+        cache = Cache.of_user()
+        return _Fetching(PlainFolder(model, cache, told), cache, choice).run(None)
+    if store is None:
+        package = read_package(model)
+        return Fetched(package, package.name, package.version)
+    return _Fetching(FromStore(store, reference_of(model), told), Cache.of_user(), choice).run(
+        pinned
+    )
+
+
+def store_of(choice: Choice) -> Store | None:
+    """The store that a job's model is in; None where it is a path. Raises UsageError."""
+    model = choice.model
+    if s3.is_url(model) or not is_reference(model):
+        return None
+    location = choice.model_store or bound_store()
+    if location:
+        return open_store(location)
+    if names_selector(model) and not Path(model).exists():
+        raise UsageError(
+            f"--model={model}: names a model of a store, and there is none; name it with"
+            " --model_store=s3://BUCKET/FOLDER/ (or a directory)"
+        )
+    return None
+
+
+def bound_store() -> str | None:
+    """The store in the bucket that Cloud Foundry has bound."""
+    bucket = s3.bound_bucket()
+    return f"s3://{bucket}/models/" if bucket else None
+
+
+def reference_of(model: str) -> Reference:
+    """Raises UsageError."""
+    try:
+        return parse_reference(model)
+    except UsageError as error:
+        raise UsageError(f"--model: {error}; a file or directory is --model=./{model}") from error
+
+
+class _Fetching:
+    """One look for a version: in the cache, in the store, in the cache again."""
+
+    def __init__(self, origin: FromStore | PlainFolder, cache: Cache, choice: Choice) -> None:
+        self._origin = origin
+        self._cache = cache
+        self._offline = choice.offline
+        self._most_age = choice.max_model_age
+
+    def run(self, pinned: Pinned | None) -> Fetched:
+        fetched = self._exact() or (pinned and self._pinned(pinned))
+        if fetched:
+            return fetched
+        if self._offline:
+            return self._last()
+        try:
+            return self._resolved()
+        except Missing:
+            raise
+        except Unavailable as error:
+            return self._instead(error)
+
+    def _exact(self) -> Fetched | None:
+        """What nobody has to be asked for; None where that is not in the cache."""
+        origin = self._origin
+        last = self._cache.last(origin.asked)
+        sha256 = origin.accepted
+        is_version = origin.exact or (isinstance(origin, FromStore) and last and not last.alias)
+        if sha256 is None and last and is_version:
+            sha256 = last.manifest_sha256
+        held = self._cache.look(sha256) if sha256 else None
+        if held is None:
+            return None
+        if not origin.is_meant(held.manifest):
+            held.release()
+            raise ConfigInvalid(
+                f"{origin}: the manifest of this sha256 is that of {held.manifest.name}"
+                f"@{held.manifest.version}; check which version is meant"
+            )
+        return self._used(held, None)
+
+    def _pinned(self, pinned: Pinned) -> Fetched | None:
+        origin = self._origin
+        same = pinned.name == origin.asked.name and pinned.alias == origin.asked.selector
+        if not (isinstance(origin, FromStore) and same):
+            return None
+        if origin.accepted not in (None, pinned.manifest_sha256):
+            return None
+        held = self._cache.look(pinned.manifest_sha256)
+        if held is None and not self._offline:
+            held = self._fetched_again(origin, pinned)
+        if held is None:
+            logger.info(
+                "%s: version %s, which the interrupted run used, cannot be had any more",
+                origin,
+                pinned.version,
+            )
+            return None
+        if not origin.is_meant(held.manifest):
+            held.release()
+            return None
+        return self._used(held, pinned.alias)
+
+    def _fetched_again(self, origin: FromStore, pinned: Pinned) -> Held | None:
+        try:
+            manifest = origin.version(pinned.version)
+            if manifest.sha256 == pinned.manifest_sha256:
+                return self._held(manifest)
+        except Unavailable as error:
+            logger.info("%s", error)
+        return None
+
+    def _resolved(self) -> Fetched:
+        manifest, alias, state = self._origin.resolve()
+        fetched = self._used(self._held(manifest), alias)
+        # Only now: what is said to be the last must be there when the store is not.
+        answer = Resolution(manifest.version, alias, manifest.sha256, time.time(), state)
+        try:
+            self._cache.note(self._origin.asked, answer)
+            if alias and isinstance(self._origin, FromStore):
+                exact = replace(self._origin.asked, selector=manifest.version)
+                self._cache.note(exact, replace(answer, alias=None))
+        except (ConfigInvalid, OutputWriteFailed) as error:
+            logger.warning("%s; without the store this version will not be found", error)
+        return fetched
+
+    def _held(self, manifest: VersionManifest) -> Held:
+        held = self._cache.look(manifest.sha256)
+        if held:
+            return held
+        if isinstance(self._origin, FromStore):  # the other has fetched it to know what it is
+            what = f"{manifest.name}@{manifest.version}"
+            size = f"{manifest.size:,}"
+            logger.info("fetching %s from %s: %s bytes", what, self._origin.url, size)
+        return self._cache.hold(manifest, self._origin.download(manifest))
+
+    def _instead(self, error: Unavailable) -> Fetched:
+        """What the store said last, now that it says nothing."""
+        last = self._cache.last(self._origin.asked)
+        most = MODEL_AGE if self._most_age is None else self._most_age
+        held = self._cache.look(last.manifest_sha256) if last and last.age <= most else None
+        if last is None:
+            raise error
+        if held is None:
+            age = f"{age_in_words(last.age)} old, more than --max_model_age allows"
+            why = age if last.age > most else "not in the cache any more"
+            raise Unavailable(
+                f"{error}; version {last.version}, which {self._origin} named last, is {why}"
+            ) from error
+        warning = (
+            f"{self._origin}: version {last.version} is used, which it named"
+            f" {age_in_words(last.age)} ago; the model store cannot be asked now: {error}"
+        )
+        logger.warning("%s", warning)
+        return self._used(held, last.alias, (warning,))
+
+    def _last(self) -> Fetched:
+        """What the store said last, where it is not to be asked."""
+        last = self._cache.last(self._origin.asked)
+        held = self._cache.look(last.manifest_sha256) if last else None
+        if last is None or held is None:
+            raise Unavailable(
+                f"{self._origin}: is not in the cache ({self._cache.folder}), and --offline forbids"
+                " to fetch it; run once without"
+            )
+        if self._most_age is not None and last.age > self._most_age:
+            held.release()
+            raise Unavailable(
+                f"{self._origin}: named version {last.version} {age_in_words(last.age)} ago,"
+                f" longer than --max_model_age allows, and --offline forbids to ask again"
+            )
+        return self._used(held, last.alias)
+
+    def _used(self, held: Held, alias: str | None, warnings: tuple[str, ...] = ()) -> Fetched:
+        package = _sound(held)
+        if package is None:
+            held = self._renewed(held)
+            package = _sound(held)
+        if package is None:
+            raise ConfigInvalid(f"{held.directory}: is damaged again; check the disk (dmesg)")
+        manifest = held.manifest
+        return Fetched(
+            replace(package, name=manifest.name, version=manifest.version),
+            manifest.name,
+            manifest.version,
+            alias,
+            manifest.sha256,
+            self._origin.url,
+            warnings,
+            held,
+        )
+
+    def _renewed(self, held: Held) -> Held:
+        if self._offline:
+            raise ConfigInvalid(
+                f"{held.directory}: is damaged; run once without --offline to fetch it again"
+            )
+        logger.warning("%s: is damaged; fetching it again", held.directory)
+        return self._cache.renew(held.manifest, self._origin.download(held.manifest))
+
+
+def _sound(held: Held) -> ModelPackage | None:
+    """The model, whose files were hashed for it.
+
+    None where they are not the version's; then, and where this raises, it is released.
+    """
+    stated = {(file.path, file.size, file.sha256) for file in held.manifest.files}
+    try:
+        package = read_package(held.directory)
+        if stated.issuperset(package.files):
+            return package
+    except BaseException as error:
+        damaged = isinstance(error, ConfigInvalid | Unavailable) and findings(held)
+        held.release()
+        if not damaged:
+            raise
+        return None
+    held.release()
+    return None
