@@ -92,6 +92,7 @@ SERVER = """
     import json, os, sys
     import sitecustomize
     from batchpredict import cli
+    from batchpredict.light_imports import light_imports
 
     def run(request):
         os.setsid()
@@ -103,7 +104,7 @@ SERVER = """
         sys.argv = ["batchpredict", *request["options"]]
         return cli.main()
 
-    with cli._light_imports():
+    with light_imports():
         import batchpredict.log, batchpredict.run.progress, batchpredict.run.runner
     for line in sys.stdin:
         process = os.fork()

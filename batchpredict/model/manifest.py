@@ -18,7 +18,9 @@ FILE_NAME = "batchpredict.toml"
 TASKS = ("single_label", "multi_label", "binary", "regression", "embedding")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 MISSING = ("nan", "reject")
+VARIANTS = ("model", "int8", "int4")
 
+_FIGURES = ("agreement", "largest_difference")
 # Of a name that is compared with others for its likeness, which takes the square of it.
 _MOST_LIKE = 200
 _MOST_SHOWN = 300
@@ -90,6 +92,26 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class MadeFrom:
+    """Of a variant, which `models optimize` writes: the model it was made from, how, with what.
+
+    `digest`: of that model's package. `agreement`: share of the `rows` of a sample for which both
+    say the same. `largest_difference`: of their scores there, None where they have none.
+    """
+
+    name: str | None
+    version: str | None
+    digest: str | None
+    precision: str
+    batchpredict: str | None
+    onnxruntime: str | None
+    onnx: str | None
+    rows: int | None = None
+    agreement: float | None = None
+    largest_difference: float | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The keys of batchpredict.toml; None or empty where the file does not have them."""
 
@@ -107,6 +129,7 @@ class Manifest:
     missing_values: tuple[str, ...] = ()
     inputs: Mapping[str, InputSpec] = field(default_factory=dict)
     golden: tuple[Golden, ...] = ()
+    made_from: MadeFrom | None = None
 
 
 def shown(value: object) -> str:
@@ -277,6 +300,25 @@ class _Keys:
                 raise self.error("prediction", f"lists labels or numbers, not {shown(item)}")
         return Golden(row, listed, None if score is None else float(score))
 
+    def made_from(self) -> MadeFrom | None:
+        table = self.get("made_from", dict, "a table: [made_from]")
+        return None if table is None else _Keys(f"{self.where}: [made_from]", table).origin()
+
+    def origin(self) -> MadeFrom:
+        self.only(*MadeFrom.__dataclass_fields__)
+        numbers = {name: self.get(name, (int, float), "a number") for name in _FIGURES}
+        return MadeFrom(
+            name=self.text("name"),
+            version=self.version(),
+            digest=self.text("digest"),
+            precision=self.choice("precision", VARIANTS) or "model",
+            batchpredict=self.text("batchpredict"),
+            onnxruntime=self.text("onnxruntime"),
+            onnx=self.text("onnx"),
+            rows=self.get("rows", int, "a whole number"),
+            **{name: None if n is None else float(n) for name, n in numbers.items()},
+        )
+
     def manifest(self) -> Manifest:
         self.only(*Manifest.__dataclass_fields__)
         truncate = self.get("truncate", bool, "true or false")
@@ -295,4 +337,5 @@ class _Keys:
             missing_values=self.texts("missing_values") or (),
             inputs=self.inputs(),
             golden=self.goldens(),
+            made_from=self.made_from(),
         )

@@ -1,35 +1,26 @@
-"""Smaller variants of a graph, made once per model and kept in the user's cache.
-
-Run as a program it quantises one file: onnxruntime.quantization takes several times the model's
-memory, warns through the root logger and writes beside its input, so it gets a process and a
-folder of its own.
-"""
+"""The graph of --precision=int8, made once per model and kept in the user's cache."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from batchpredict.errors import ConfigInvalid
+from batchpredict.model.cache_folder import cache_folder
 from batchpredict.model.graph_file import read_graph_file
 from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import runtime_version
+from batchpredict.model.variants import check_variant, make_variant, nothing_to_quantise
 
-# In the names of what is cached: raised with every change of what _quantise does.
+# In the names of what is cached: raised with every change of what `int8_run` of variants does.
 _RECIPE = 1
-# What integer kernels make faster. A table of embeddings is only looked up, and loses as much
-# in one scale for all of its rows as the rest of a transformer.
-_OPERATORS = ("Attention", "Conv", "LSTM", "MatMul")
-_MOST_BYTES = 2**31 - 1
 _MOST_SUM_BYTES = 1024
+_INSTEAD = "leave --precision out"
 
 
 def int8_graph(package: ModelPackage) -> Path:
@@ -40,8 +31,8 @@ def int8_graph(package: ModelPackage) -> Path:
     not installed, the graph is quantised already or has nothing to quantise, the cache cannot be
     written.
     """
-    _check(package)
-    folder = _cache_folder()
+    check_variant(package, "int8", _INSTEAD)
+    folder = cache_folder("optimized", "--precision=int8 keeps its variant")
     name = f"{package.digest}-int8-{runtime_version()}-{_RECIPE}.onnx"
     target = folder / name
     try:
@@ -58,49 +49,6 @@ def int8_graph(package: ModelPackage) -> Path:
             " written"
         ) from error
     return target
-
-
-def _check(package: ModelPackage) -> None:
-    what = f"{package.graph_path}: --precision=int8:"
-    if package.graph_file.quantised:
-        raise ConfigInvalid(
-            f"{what} the graph is quantised already (it has"
-            f" {', '.join(package.graph_file.quantised)}); leave --precision out"
-        )
-    if not {"Gemm", *_OPERATORS} & set(package.graph_file.operators):
-        raise _nothing_to_quantise(package)
-    weights = sum(size for name, size, _ in package.files if not name.endswith((".json", ".toml")))
-    if weights > _MOST_BYTES:
-        raise ConfigInvalid(
-            f"{what} {weights:,} bytes of weights do not fit into one ONNX file (2 GiB), which"
-            " quantising needs; leave --precision out"
-        )
-    if importlib.util.find_spec("onnx") is None:
-        raise ConfigInvalid(
-            "--precision=int8 needs the package onnx, which is not installed;"
-            " pip install 'batchpredict[optimize]'"
-        )
-
-
-def _nothing_to_quantise(package: ModelPackage) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"{package.graph_path}: --precision=int8: nothing to quantise, no matrix product with"
-        f" weights (it has {', '.join(package.graph_file.operators)}); leave --precision out"
-    )
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path is to be ignored (XDG Base Directory Specification).
-    if Path(base).is_absolute():
-        return Path(base) / "batchpredict" / "optimized"
-    try:
-        return Path("~/.cache/batchpredict/optimized").expanduser()
-    except RuntimeError as error:
-        raise ConfigInvalid(
-            "--precision=int8 keeps its variant in the home directory, and this user has none; set"
-            " XDG_CACHE_HOME to a folder that can be written"
-        ) from error
 
 
 def _is_whole(target: Path) -> bool:
@@ -132,7 +80,7 @@ def _make(package: ModelPackage, target: Path, lock: int) -> None:
         made = work / "int8.onnx"
         _run_quantiser(package, work, made, lock)
         if not read_graph_file(made).quantised:
-            raise _nothing_to_quantise(package)
+            raise nothing_to_quantise(package, "int8", _INSTEAD)
         with made.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -148,56 +96,4 @@ def _make(package: ModelPackage, target: Path, lock: int) -> None:
 
 
 def _run_quantiser(package: ModelPackage, work: Path, made: Path, lock: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, package.graph_path, work, made],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        # Outlives us if we are killed, and must keep others out of its folder as long.
-        pass_fds=(lock,),
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        why = lines[-1].strip() if lines else f"exit status {done.returncode}"
-        raise ConfigInvalid(
-            f"{package.graph_path}: --precision=int8: onnxruntime {runtime_version()} cannot"
-            f" quantise it: {why}"
-        )
-
-
-def _quantise(graph: str, work: str, made: str) -> None:
-    import onnx
-    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # Functions, constant arithmetic and external weights hide matrix products from the quantiser.
-    options = SessionOptions()
-    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
-    basic = Path(work) / "basic.onnx"
-    options.optimized_model_filepath = str(basic)
-    # Else weights that were external stay so, in a folder that the quantiser refuses to read.
-    for key, value in (("file_name", "basic.data"), ("min_size_in_bytes", "0")):
-        options.add_session_config_entry(
-            f"session.optimized_model_external_initializers_{key}", value
-        )
-    InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    # Shapes noted before weights were folded may contradict what the quantiser infers.
-    folded = onnx.load(basic)
-    del folded.graph.value_info[:]
-    onnx.save(folded, basic)
-    # Signed weights: with unsigned ones the integer kernels are no faster than float32. A scale
-    # per channel: one per tensor is as fast and doubles the differences. All 8 bits: 7 of them
-    # (reduce_range) keep CPUs without VNNI from saturating, and change labels on the others.
-    quantize_dynamic(
-        str(basic),
-        made,
-        op_types_to_quantize=list(_OPERATORS),
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
-
-
-if __name__ == "__main__":
-    _quantise(*sys.argv[1:])
+    make_variant(package, "int8_run", work, made, lock)

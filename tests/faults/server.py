@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from batchpredict import __main__ as entrance
-from batchpredict import cli
+from batchpredict.light_imports import light_imports
 
 _MODULES = (
-    *("batchpredict.log", "batchpredict.run.runner", "batchpredict.run.progress"),
+    *("batchpredict.cli", "batchpredict.log"),
+    *("batchpredict.run.runner", "batchpredict.run.progress"),
     *("onnxruntime", "pyarrow.parquet", "fastavro"),
 )
 _ROWS = struct.Struct("q")
@@ -65,7 +66,7 @@ class Counter:
 
 
 def warm_up() -> None:
-    with cli._light_imports():
+    with light_imports():
         for name in _MODULES:
             importlib.import_module(name)
 
