@@ -24,7 +24,7 @@ class MemorySource:
     """An input held in memory. Obeys Source."""
 
     rereadable = True
-    path = None
+    compression = ""
 
     def __init__(self, data: bytes, step: int = 1 << 20, name: str = "memory") -> None:
         self.name = name
@@ -34,3 +34,6 @@ class MemorySource:
     def open(self) -> BinaryIO:
         """The bytes from the start."""
         return cast(BinaryIO, Trickle(self._data, self._step))
+
+    def local_path(self) -> None:
+        """There is none."""

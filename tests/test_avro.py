@@ -24,7 +24,7 @@ from batchpredict.data import avro, avro_container
 from batchpredict.data.avro_container import zigzag
 from batchpredict.data.avro_encode import encode
 from batchpredict.data.records import BLOCK_BYTES, Carry, Dialect, Layout, Records, Selection, take
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.errors import InputInvalid
 from tests.sources import MemorySource
 
@@ -189,7 +189,7 @@ def test_records_keep_their_bytes_schema_metadata_and_codec(codec: str, tmp_path
     rows = [{**ROW, "id": i, "text": "x" * (i % 200)} for i in range(1500)]
     data = file_of(RICH, rows, codec=codec, sync_interval=3000, metadata={"origin": "a shop"})
     (tmp_path / "a.avro").write_bytes(data)
-    reader = avro.open_reader(LocalSource(str(tmp_path / "a.avro")), Dialect(), False)
+    reader = avro.open_reader(source_of(str(tmp_path / "a.avro")), Dialect(), False)
     first = next(iter(reader.records(selection("record"))))
     assert first.kept.num_columns == 0
     assert first.kept.num_rows == len(first)

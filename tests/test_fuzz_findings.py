@@ -26,7 +26,7 @@ from batchpredict.data import (
 )
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.records import Carry, Dialect, Records, Reject, Selection
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import InputInvalid
 from tests.fuzz.inputs import varint
 from tests.fuzz.targets.avro import container
@@ -239,7 +239,7 @@ def test_nulls_in_lists_are_encoded() -> None:
 # --- Parquet ------------------------------------------------------------------------------------
 
 
-def parquet(path: Path, table: pa.Table, *changes: tuple[bytes, bytes]) -> LocalSource:
+def parquet(path: Path, table: pa.Table, *changes: tuple[bytes, bytes]) -> InputSource:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     data = sink.getvalue()
@@ -248,7 +248,7 @@ def parquet(path: Path, table: pa.Table, *changes: tuple[bytes, bytes]) -> Local
         assert len(old) == len(new)
         data = data.replace(old, new)
     path.write_bytes(data)
-    return LocalSource(str(path))
+    return source_of(str(path))
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -363,13 +363,13 @@ def test_messages_of_rejects_are_shared() -> None:
 _BOMB = """
 import resource, sys
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.data.records import Dialect, Selection
 import batchpredict.data.csv, batchpredict.data.json, numpy, pyarrow
 base = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (base + (250 << 20), base + (250 << 20)))
 name, path = sys.argv[1:]
-source = LocalSource(path)
+source = source_of(path)
 dialect = Dialect(json_array=name == "json", max_record_bytes=1 << 20)
 reader = FORMATS[name].module.open_reader(source, dialect, False)
 for records in reader.records(Selection((), (), "value")):

@@ -27,9 +27,13 @@ class Memory:
     data: bytes
     name: str = "rows.json"
     rereadable: bool = True
+    compression: str = ""
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.data)
+
+    def local_path(self) -> None:
+        return None
 
 
 class ByteByByte(io.BytesIO):
@@ -62,9 +66,13 @@ class Generated:
     pieces: Callable[[], Iterator[bytes]]
     name: str = "large.json"
     rereadable: bool = False
+    compression: str = ""
 
     def open(self) -> BinaryIO:
         return cast(BinaryIO, Endless(self.pieces()))
+
+    def local_path(self) -> None:
+        return None
 
 
 def read(data, dialect=LINES, model=(), kept=(), carry="record", survey=False):

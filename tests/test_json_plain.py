@@ -6,8 +6,8 @@ import io
 import itertools
 import json
 import threading
-from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from batchpredict.data.json_template import template_of
 from batchpredict.data.json_threads import in_order
 from batchpredict.data.records import Dialect, Layout, Selection
 from batchpredict.errors import InputInvalid
+from tests.sources import MemorySource as Memory
 
 NAMES = ("a", "b", "n", "s")
 SELECTIONS = (
@@ -37,16 +38,6 @@ quickly = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-@dataclass
-class Memory:
-    data: bytes
-    name: str = "rows.json"
-    rereadable: bool = True
-
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.data)
 
 
 # Values as they are spelled, right and wrong; each is written into a record of any shape.

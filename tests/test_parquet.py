@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from batchpredict.data import parquet
 from batchpredict.data.records import Carry, Dialect, Layout, Records, Selection, take
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.errors import InputInvalid, OutputWriteFailed, UsageError
 
 ADDED = pa.schema([("prediction", pa.string()), ("score", pa.float32())])
@@ -65,7 +65,7 @@ COLUMNS: dict[str, pa.Array] = {
 
 
 def opened(path: Path) -> parquet.ParquetReader:
-    reader = parquet.open_reader(LocalSource(str(path)), Dialect(), False)
+    reader = parquet.open_reader(source_of(str(path)), Dialect(), False)
     assert isinstance(reader, parquet.ParquetReader)
     return reader
 
@@ -276,7 +276,7 @@ def test_a_pipe_and_a_compressed_file_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(UsageError, match="cannot be read from a pipe"):
-        parquet.open_reader(LocalSource(str(pipe)), Dialect(), False)
+        parquet.open_reader(source_of(str(pipe)), Dialect(), False)
     (tmp_path / "a.parquet.gz").write_bytes(b"")
     with pytest.raises(UsageError, match="compressed inside"):
         opened(tmp_path / "a.parquet.gz")

@@ -19,7 +19,7 @@ import pytest
 from batchpredict import log
 from batchpredict.data.parquet import open_reader
 from batchpredict.data.records import Dialect, Records, Reject, Selection
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.errors import UsageError
 from batchpredict.job import Job
 from batchpredict.run.windows import windows
@@ -38,7 +38,7 @@ def test_a_reader_left_behind_does_not_read_another_file(tmp_path: Path) -> None
     os.mkfifo(pipe)
     other.write_bytes(b"A" * 3_000_000)
     keeper = os.open(pipe, os.O_RDWR)
-    source = LocalSource(str(pipe))
+    source = source_of(str(pipe))
     stream = source.open()
     seen: list[Any] = []
 
@@ -54,7 +54,7 @@ def test_a_reader_left_behind_does_not_read_another_file(tmp_path: Path) -> None
     while source.position < 10:
         reader.join(0.01)
     source.close()
-    following = LocalSource(str(other))
+    following = source_of(str(other))
     whole = following.open()
     os.write(keeper, b"1234567890")
     reader.join(10)
@@ -93,7 +93,7 @@ def test_texts_that_a_dictionary_holds_once_weigh_what_they_are(tmp_path: Path) 
     path = tmp_path / "long.parquet"
     pq.write_table(pa.table({"note": ["p" * 100_000] * 500}), path)
     assert path.stat().st_size < 200_000
-    reader = open_reader(LocalSource(str(path)), Dialect(), False)
+    reader = open_reader(source_of(str(path)), Dialect(), False)
     blocks = list(reader.records(Selection((), (), "record")))
     assert min(int(weight) for block in blocks for weight in block.weight) > 90_000
     cut = windows(iter(blocks), 16384, 1 << 20, None)

@@ -27,7 +27,7 @@ from batchpredict.data.conversion import as_json
 from batchpredict.data.drafts import Draft
 from batchpredict.data.locks import lock_output
 from batchpredict.data.rejected import rejected_rows
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.errors import (
     BatchPredictError,
     ConfigInvalid,
@@ -549,7 +549,7 @@ def test_a_record_that_was_cut(tmp_path: Path, model: Path) -> None:
     assert published(output) == before
     entries = rejects_of(output)
     assert all(entry["length"] > len(entry["record"].encode()) for entry in entries)
-    source = LocalSource(f"{output}.rejects.jsonl")
+    source = source_of(f"{output}.rejects.jsonl")
     assert all(row.is_cut for row in rejected_rows(source))
     mend(output, {2: "2,short,b"})
     again(output)

@@ -32,7 +32,7 @@ from batchpredict.data import permissions, storage
 from batchpredict.data.drafts import Draft
 from batchpredict.data.locks import lock_output
 from batchpredict.data.naming import tasks_of
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.data.storage import Space
 from batchpredict.errors import (
     InputMissing,
@@ -639,7 +639,7 @@ def test_an_input_that_is_truncated_under_the_reader_is_not_called_damaged(
 def test_an_input_that_is_removed_after_it_was_opened_was_read_whole(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text(TABLE)
-    source = LocalSource(str(data))
+    source = source_of(str(data))
     stream = source.open()
     data.unlink()
     assert stream.read() == TABLE.encode()

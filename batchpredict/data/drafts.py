@@ -1,4 +1,4 @@
-"""Outputs: written beside their final name, published at once when they are complete."""
+"""Local outputs: written beside their final name, published at once when they are complete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,60 +23,58 @@ from batchpredict.errors import (
     OutputWriteFailed,
 )
 
-_READ_BYTES = 1 << 20
+_WRITE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Published:
-    """A complete file. `path`: "-" for standard output. `modified_ns`: since the epoch; None of a
-    stream.
+    """A complete file or object. `path`: "-" for standard output. `modified_ns`: since the epoch;
+    None of a stream and of an object, which has an `etag`.
     """
 
     path: str
     size: int
     sha256: str
     modified_ns: int | None = None
+    etag: str | None = None
 
 
-class _Sink(io.RawIOBase):
-    """Stored bytes of an output, counted and hashed; system errors get the output's name.
+class CountedOutput(io.RawIOBase):
+    """Stored bytes of an output, counted and hashed; `put` stores them.
 
-    `torn`: a write did not come to its end. Whoever tries again would write bytes twice.
+    `torn`: a write did not come to its end. Whoever tries again would write bytes twice. `ended`:
+    abandoned; what a buffer above still holds goes nowhere.
     """
 
-    def __init__(self, name: str, descriptor: int) -> None:
-        self._name = name
-        self.descriptor = descriptor
+    def __init__(self, put: Callable[[memoryview], None]) -> None:
+        self._put = put
         self.size = 0
         self.digest = hashlib.sha256()
-        self.torn = False
+        self.torn = self.ended = False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        if self.descriptor < 0:  # abandoned: what the buffer above still holds goes nowhere
+        if self.ended:
             return len(view)
-        written = 0
         self.torn = True
-        while written < len(view):
-            try:
-                written += os.write(self.descriptor, view[written:])
-            except BrokenPipeError as error:
-                raise OutputWriteFailed(
-                    f"{self._name}: the reader of the pipe has gone; not all rows were delivered"
-                ) from error
-            except OSError as error:
-                raise write_failed(self._name, error) from error
+        self._put(view)
         self.torn = False
         self.digest.update(view)
-        self.size += written
-        return written
+        self.size += len(view)
+        return len(view)
+
+    def through(self, compression: str) -> BinaryIO:
+        """Where to write what is to be stored compressed (".gz", …; "": as it is)."""
+        if compression:
+            return cast(BinaryIO, COMPRESS[compression](cast(BinaryIO, self)))
+        return cast(BinaryIO, io.BufferedWriter(self, _WRITE_BYTES))
 
 
 class Draft:
-    """An output being written beside its final name; only `publish` gives it that name.
+    """A local output being written beside its final name; only `publish` gives it that name.
 
     `stream`: where to write, compressed by `compression`. Standard output and devices are
     written directly, they cannot be published at once. `option` names another place. A file
@@ -95,10 +94,11 @@ class Draft:
         self._temporary: Path | None = None
         self._finishing = False
         self._finished: Published | None = None
-        self._sink = _Sink(name, -1)
+        self._descriptor = -1
+        self._sink = CountedOutput(self._put)
         try:
             self._create()
-            self.stream = self._stream(compression)
+            self.stream = self._sink.through(compression)
         except OSError as error:
             self.abandon()
             raise not_creatable(name, error, option) from error
@@ -108,21 +108,27 @@ class Draft:
 
     def _create(self) -> None:
         if self._final is None:
-            self._sink.descriptor = os.dup(1)
+            self._descriptor = os.dup(1)
             return
         if self._final.is_dir() or is_stream(self.name):
-            self._sink.descriptor = os.open(self.name, os.O_WRONLY)
+            self._descriptor = os.open(self.name, os.O_WRONLY)
             return
         remove_abandoned(self._final)
         token = secrets.token_hex(4)
         self._temporary = self._final.with_name(f".{self._final.name}.{token}.part")
-        self._sink.descriptor = create_like(self._final, self._temporary)
-        fcntl.flock(self._sink.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._descriptor = create_like(self._final, self._temporary)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def _stream(self, compression: str) -> BinaryIO:
-        if compression:
-            return cast(BinaryIO, COMPRESS[compression](cast(BinaryIO, self._sink)))
-        return cast(BinaryIO, io.BufferedWriter(self._sink, _READ_BYTES))
+    def _put(self, data: memoryview) -> None:
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except BrokenPipeError as error:
+            raise OutputWriteFailed(
+                f"{self.name}: the reader of the pipe has gone; not all rows were delivered"
+            ) from error
+        except OSError as error:
+            raise write_failed(self.name, error) from error
 
     def finish(self) -> Published:
         """Make every byte durable under the temporary name. Raises OutputWriteFailed.
@@ -137,17 +143,17 @@ class Draft:
         try:
             self.stream.close()
             if self._temporary is not None:
-                os.fsync(self._sink.descriptor)
+                os.fsync(self._descriptor)
             # Some networks say only here what they could not store; the lock stays until `publish`.
-            os.close(os.dup(self._sink.descriptor))
-            modified_ns = os.fstat(self._sink.descriptor).st_mtime_ns if self._temporary else None
+            os.close(os.dup(self._descriptor))
+            modified_ns = os.fstat(self._descriptor).st_mtime_ns if self._temporary else None
         except OSError as error:
             raise write_failed(self.name, error) from error
         digest = self._sink.digest.hexdigest()
         self._finished = Published(self.name, self._sink.size, digest, modified_ns)
         return self._finished
 
-    def publish(self, name: str | None = None) -> None:
+    def publish(self, name: str | None = None) -> Published:
         """Give the finished file its name (or `name`, in the same directory).
 
         What had that name before stays until this instant. Raises OutputWriteFailed.
@@ -155,7 +161,7 @@ class Draft:
         assert self._finished is not None
         if self._temporary is None:
             self._close()
-            return
+            return self._finished
         final = Path(name) if name else cast(Path, self._final)
         try:
             self._temporary.replace(final)
@@ -170,6 +176,7 @@ class Draft:
                 f"{self.name}: is complete, but a power cut may undo that: "
                 f"{reason_at(final, error)}; run the same command again"
             ) from error
+        return self._finished
 
     def abandon(self) -> None:
         """Leave nothing behind. Harmless after `publish`."""
@@ -183,7 +190,8 @@ class Draft:
             self._close()
 
     def _close(self) -> None:
-        descriptor, self._sink.descriptor = self._sink.descriptor, -1
+        self._sink.ended = True
+        descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -211,7 +219,8 @@ def _remains(name: str) -> str:
 
 
 def check_creatable(name: str, output_dir: str | None, option: str) -> None:
-    """Raise OutputNotCreatable where an output could not be created now; `option` says otherwise.
+    """Raise OutputNotCreatable where a local output could not be created now; `option` says
+    otherwise.
 
     Directories below `output_dir` are made when they are needed, `output_dir` itself is not.
     """
@@ -236,7 +245,7 @@ def check_creatable(name: str, output_dir: str | None, option: str) -> None:
 
 
 def write_durably(path: Path, content: bytes, option: str = "") -> None:
-    """Replace a small file atomically. Raises OutputNotCreatable, OutputWriteFailed.
+    """Replace a small local file atomically. Raises OutputNotCreatable, OutputWriteFailed.
 
     `option` chooses another place for it.
     """

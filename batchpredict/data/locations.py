@@ -5,12 +5,15 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import stat
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from batchpredict import s3
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -44,8 +47,15 @@ def compression_of(name: str) -> str:
 
 def is_stream(name: str) -> bool:
     """Standard output, a device or a pipe: written directly, and nothing lies beside it."""
+    if s3.is_url(name):
+        return False
     try:
         mode = 0 if name == STDIO else Path(name).stat().st_mode
     except OSError:
         return False
     return name == STDIO or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def identity(name: str) -> str:
+    """What all names of one file or object have in common."""
+    return s3.parse(name).url if s3.is_url(name) else os.path.realpath(name)

@@ -1,4 +1,8 @@
-"""One run per output: a lock on the journal beside it."""
+"""One run per output: a lock on its journal.
+
+The journal of a file lies beside it; that of an object is a file of this machine, whose runs alone
+exclude each other (see object_drafts.py).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchpredict import s3
 from batchpredict.data.drafts import write_failed
 from batchpredict.data.locations import is_stream
 from batchpredict.data.permissions import keep_access
 from batchpredict.data.storage import reason_at
+from batchpredict.data.uploads import make_place, object_state
 from batchpredict.errors import OutputNotCreatable, TryAgain
 from batchpredict.signals import check_signals
 
@@ -44,7 +50,12 @@ class Held:
 
 
 def journal_path(output: str) -> Path:
-    """Where the journal of an output lies: beside the file that is replaced, hidden."""
+    """Where the journal of an output lies: beside the file that is replaced, hidden.
+
+    Raises OutputNotCreatable, UsageError of an object.
+    """
+    if s3.is_url(output):
+        return object_state(output, ".journal")
     final = Path(os.path.realpath(output))
     return final.with_name(f".{final.name}.journal")
 
@@ -65,6 +76,8 @@ def lock_output(output: str, wait: float = 0.0) -> Iterator[Held | None]:
         yield None
         return
     path = journal_path(output)
+    if s3.is_url(output):
+        make_place(path)
     descriptor = _locked(path, output, time.monotonic() + wait)
     try:
         yield Held(path, descriptor)
@@ -96,7 +109,7 @@ def _close(path: Path, descriptor: int) -> None:
 
 def _opened(path: Path, output: str) -> int:
     # There will be scores in it: it shows no more than an output that it is to replace.
-    replaces = Path(os.path.realpath(output)).exists()
+    replaces = s3.is_url(output) or Path(os.path.realpath(output)).exists()
     try:
         mode = 0o600 if replaces else 0o666
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -105,13 +118,15 @@ def _opened(path: Path, output: str) -> int:
 
 
 def _unusable(output: str, path: Path, reason: str) -> OutputNotCreatable:
+    option = "XDG_STATE_HOME" if s3.is_url(output) else "--output_file or --output_dir"
     return OutputNotCreatable(
-        f"{output}: its journal {path} cannot be {reason}; choose another place with "
-        "--output_file or --output_dir"
+        f"{output}: its journal {path} cannot be {reason}; choose another place with {option}"
     )
 
 
 def _protect(descriptor: int, path: Path, output: str) -> None:
+    if s3.is_url(output):
+        return
     try:
         if not os.fstat(descriptor).st_size:
             keep_access(Path(os.path.realpath(output)), descriptor)

@@ -8,8 +8,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchpredict import s3
+from batchpredict.data import listing
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import STDIO, compression_of, is_stream
+from batchpredict.data.locations import STDIO, compression_of, identity, is_stream
 from batchpredict.data.locks import journal_path, notes_path
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
@@ -48,8 +50,10 @@ class Task:
 def tasks_of(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]:
     """One task per input, in order, and what is wrong with names that stand for no file.
 
-    Raises UsageError; InputMissing where there is no task at all.
+    The object store of the job is the process's from here on. Raises UsageError; InputMissing where
+    there is no task at all; Unavailable.
     """
+    s3.connect_to(job.endpoint_url, job.service)
     found: list[tuple[str, str]] = []
     missing: list[InputMissing] = []
     for name in job.input_file:
@@ -75,6 +79,8 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
     """(path, path relative to the directory or to the glob's fixed part) of each file meant."""
     if name == STDIO:
         return [(STDIO, STDIO)]
+    if s3.is_url(name):
+        return _expand_url(name, output_dir)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         files = _own_left_out(sorted(glob.glob(f"{glob.escape(path)}/*")), output_dir)
@@ -96,7 +102,9 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
 
 def _own_left_out(files: list[str], output_dir: str | None) -> list[str]:
     """Regular files that are neither hidden nor ours nor where outputs go."""
-    target = Path(os.path.expanduser(output_dir)).resolve() if output_dir else None
+    target = None
+    if output_dir and not s3.is_url(output_dir):
+        target = Path(os.path.expanduser(output_dir)).resolve()
     return [
         file
         for file in files
@@ -104,6 +112,41 @@ def _own_left_out(files: list[str], output_dir: str | None) -> list[str]:
         and not is_own(file)
         and not (target and Path(file).resolve().is_relative_to(target))
     ]
+
+
+def _expand_url(name: str, output_dir: str | None) -> list[tuple[str, str]]:
+    """What `_expand` says, of objects."""
+    address = s3.parse(name)
+    below = not address.key or address.key.endswith("/")
+    if not below and listing.exists(address):
+        return [(address.url, os.path.basename(address.key))]
+    if not below and not glob.has_magic(address.key):
+        raise InputMissing(f"{name}: no such object{listing.nearest(address)}; check the name")
+    if below:
+        found, root = listing.directly_below(address), address.url
+        files = [file for file in found if format_of(file)]
+        wrong = "no object directly in it has a known format (" + ", ".join(_suffixes()) + ")"
+    else:
+        files, root = listing.matching(address), listing.fixed_part(address).url
+        wrong = "no object matches"
+    target = None
+    if output_dir and s3.is_url(output_dir):
+        target = s3.parse(output_dir).url.rstrip("/") + "/"
+    files = [f for f in files if not is_own(f) and not (target and f.startswith(target))]
+    if not files:
+        raise InputMissing(f"{name}: {wrong}; check the name")
+    if output_dir:
+        _check_parts(files, root)
+    return [(file, file.removeprefix(root)) for file in sorted(files)]
+
+
+def _check_parts(files: list[str], root: str) -> None:
+    """A key may have parts that mean something else in a path."""
+    for file in files:
+        if {"", ".", ".."} & set(file.removeprefix(root).split("/")):
+            raise UsageError(
+                f"{file}: its name leads out of --output_dir; name it alone, with --output_file"
+            )
 
 
 def is_own(file: str) -> bool:
@@ -161,23 +204,28 @@ def _task(job: Job, name: str, relative: str) -> Task:
     if output != STDIO and compression_of(output) and not FORMATS[output_format].is_text:
         raise UsageError(f"{output}: {output_format} is compressed inside; drop the last suffix")
     beside = not is_stream(output)
+    rejects = _user(job.rejects_file) or (f"{output}.rejects.jsonl" if beside else None)
+    receipt = _user(job.receipt_file) or (f"{output}.receipt.json" if beside else None)
     return Task(
         name,
         input_format,
         output,
         output_format,
-        _user(job.rejects_file) or (f"{output}.rejects.jsonl" if beside else None),
-        _user(job.receipt_file) or (f"{output}.receipt.json" if beside else None),
+        rejects,
+        receipt,
     )
 
 
-def _user(path: str | None) -> str | None:
-    return os.path.expanduser(path) if path else None
+def _user(name: str | None) -> str | None:
+    """A name of the user's in full."""
+    if name and s3.is_url(name):
+        return s3.parse(name).url
+    return os.path.expanduser(name) if name else None
 
 
 def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str:
     if job.output_file:
-        return STDIO if job.output_file == STDIO else os.path.expanduser(job.output_file)
+        return STDIO if job.output_file == STDIO else str(_user(job.output_file))
     if name == STDIO:
         if job.output_dir:
             raise UsageError("standard input has no name; use --output_file, not --output_dir")
@@ -192,21 +240,21 @@ def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str
     if not FORMATS[formats[1]].is_text:
         compression = ""
     if job.output_dir:
-        return os.path.join(os.path.expanduser(job.output_dir), f"{stem}{suffix}{compression}")
+        return os.path.join(str(_user(job.output_dir)), f"{stem}{suffix}{compression}")
     return f"{stem}.scored{suffix}{compression}"
 
 
 def _check_distinct(tasks: tuple[Task, ...]) -> None:
-    inputs = {os.path.realpath(task.input): task.input for task in tasks if task.input != STDIO}
+    inputs = {identity(task.input): task.input for task in tasks if task.input != STDIO}
     written: dict[str, Task] = {}
     for task in tasks:
         files = [task.output, task.rejects, task.receipt, task.failed, task.failed_rejects]
-        if not is_stream(task.output):
+        if not is_stream(task.output) and not s3.is_url(task.output):
             files += [str(journal_path(task.output)), str(notes_path(task.output))]
         for file in files:
             if file is None or is_stream(file):
                 continue
-            real = os.path.realpath(file)
+            real = identity(file)
             if real in inputs:
                 raise UsageError(
                     f"{file}: would overwrite the input {inputs[real]}; choose another "

@@ -195,18 +195,18 @@ def _read_one(file: pq.ParquetFile) -> None:
 
 
 def _seekable(source: Source) -> Path:
-    path = getattr(source, "path", None)
-    if path is None or not source.rereadable:
-        raise UsageError(
-            f"{source.name}: Parquet cannot be read from a pipe, its index is at its end; save "
-            "it to a file first"
-        )
-    if getattr(source, "compression", ""):
+    if source.compression:
         raise UsageError(
             f"{source.name}: Parquet is compressed inside and cannot be read through another "
             "compression; decompress it first"
         )
-    return Path(path)
+    path = source.local_path()
+    if path is None:
+        raise UsageError(
+            f"{source.name}: Parquet cannot be read from a pipe, its index is at its end; save "
+            "it to a file first"
+        )
+    return path
 
 
 def _notes(file: pq.ParquetFile) -> tuple[str, ...]:

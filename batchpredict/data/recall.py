@@ -8,12 +8,12 @@ from batchpredict.data.csv_reader import CsvReader
 from batchpredict.data.encoding import DecodedInput
 from batchpredict.data.records import Reader
 from batchpredict.data.rejected import RejectedRow
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource
 
 _READ_BYTES = 1 << 20
 
 
-def _pieces(source: LocalSource, reader: Reader) -> Iterator[bytes]:
+def _pieces(source: InputSource, reader: Reader) -> Iterator[bytes]:
     """The text that offsets of `reader`'s records count, in UTF-8, from the start."""
     stream = source.open()
     if isinstance(reader, CsvReader):
@@ -25,7 +25,7 @@ def _pieces(source: LocalSource, reader: Reader) -> Iterator[bytes]:
         yield data
 
 
-def first_line_end(source: LocalSource, reader: Reader) -> bytes:
+def first_line_end(source: InputSource, reader: Reader) -> bytes:
     """How the first line ends; LF where no line does."""
     before = b""
     for piece in _pieces(source, reader):
@@ -36,7 +36,7 @@ def first_line_end(source: LocalSource, reader: Reader) -> bytes:
     return b"\n"
 
 
-def ends_with_line_feed(source: LocalSource, reader: Reader) -> bool:
+def ends_with_line_feed(source: InputSource, reader: Reader) -> bool:
     """Whether the last line has its end."""
     last = b"\n"
     for piece in _pieces(source, reader):
@@ -50,7 +50,7 @@ class Recall:
     `source` None: there is none that could be asked.
     """
 
-    def __init__(self, source: LocalSource | None, reader: Reader) -> None:
+    def __init__(self, source: InputSource | None, reader: Reader) -> None:
         self._source = source
         self._reader = reader
         self._text: Iterator[bytes] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
@@ -101,9 +102,14 @@ class Source(Protocol):
 
     name: str
     rereadable: bool
+    compression: str
 
     def open(self) -> BinaryIO:
         """Decompressed bytes from the start."""
+        ...
+
+    def local_path(self) -> Path | None:
+        """A file with the stored bytes, to be read in any order; None where there can be none."""
         ...
 
 

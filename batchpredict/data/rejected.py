@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from batchpredict.data.records import Reject
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource
 from batchpredict.errors import InputInvalid
 
 # The beginning of a record that was cut, and what cutting may have taken off it besides: a
@@ -60,7 +60,7 @@ def as_bytes(record: str | bytes) -> bytes:
     return record.encode("utf-8", "surrogatepass") if isinstance(record, str) else record
 
 
-def rejected_rows(source: LocalSource) -> Iterator[RejectedRow]:
+def rejected_rows(source: InputSource) -> Iterator[RejectedRow]:
     """The lines of a rejects file, rows ascending. Raises InputInvalid, InputMissing."""
     last = 0
     stream = io.BufferedReader(cast(io.RawIOBase, source.open()), _READ_BYTES)

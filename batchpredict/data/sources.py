@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
+from batchpredict import s3
+from batchpredict.data.copies import add, new_copy
+from batchpredict.data.local_files import LocalFile
 from batchpredict.data.locations import DAMAGED, DECOMPRESS, STDIO, compression_of
-from batchpredict.data.storage import reason, unreadable
-from batchpredict.errors import InputInvalid, InputMissing, TryAgain
+from batchpredict.data.objects import StoredObject
+from batchpredict.errors import InputInvalid, TryAgain
 from batchpredict.signals import check_signals
 
 _READ_BYTES = 1 << 20
-# Of each end of an input: an appended, truncated or replaced file differs there.
-FINGERPRINT_BYTES = 64 << 10
-
-
-@dataclass(frozen=True)
-class _Identity:
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Identity:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -46,15 +33,46 @@ class InputDiffers(TryAgain):
     """An input's bytes are not those that a mark of an earlier run was made of."""
 
 
-class _RawInput(io.RawIOBase):
+class Origin(Protocol):
+    """Where the stored bytes of an input lie. Raises InputMissing, Unavailable.
+
+    `size`, `modified_ns`, `etag`: as they were when this was made; None where unknown (a pipe has
+    none of them, a file no `etag`). `path`: where a library can open it; None where none can.
+    `rereadable`: `open` may be called again.
+    """
+
+    name: str
+    path: Path | None
+    size: int | None
+    modified_ns: int | None
+    etag: str | None
+    rereadable: bool
+
+    def open(self) -> io.RawIOBase:
+        """The bytes from the start. Reading raises TryAgain where they are others by now."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short text that is another one where the bytes are others; of rereadable ones."""
+        ...
+
+    def check_unchanged(self, opened: io.RawIOBase | None) -> None:
+        """Raise TryAgain where the input is not what it was when this was made.
+
+        That is the one that was `opened`, and one that has its name now.
+        """
+        ...
+
+
+class _CountedInput(io.RawIOBase):
     """The bytes of an input as stored, counted and hashed while they are read once, in order.
 
     `expected`: marks to be met on the way, ascending; reading stops for an instant at each.
     """
 
-    def __init__(self, name: str, descriptor: int, expected: Sequence[Mark] = ()) -> None:
+    def __init__(self, name: str, inner: io.RawIOBase, expected: Sequence[Mark] = ()) -> None:
         self._name = name
-        self.descriptor = descriptor
+        self.inner = inner
         self.position = 0
         self.digest = hashlib.sha256()
         self.reached = (0, self.digest.copy())
@@ -69,10 +87,7 @@ class _RawInput(io.RawIOBase):
         view = memoryview(buffer)
         if self.expected:
             view = view[: self.expected[0].position - self.position]
-        try:
-            count = os.readv(self.descriptor, [view])
-        except OSError as error:
-            raise unreadable(self._name, error) from error
+        count = cast(int, self.inner.readinto(view))
         self.digest.update(view[:count])
         self.position += count
         if self.expected and (not count or self.position == self.expected[0].position):
@@ -88,7 +103,7 @@ class _RawInput(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            os.close(self.descriptor)
+            self.inner.close()
         super().close()
 
 
@@ -124,34 +139,24 @@ class _Decompressed(io.RawIOBase):
         super().close()
 
 
-class LocalSource:
-    """A local file or standard input. Obeys the Source protocol.
+class InputSource:
+    """An input, read in order: counted, hashed, decompressed. Obeys the Source protocol.
 
-    `path`: where it lies; None for standard input. `position`: stored bytes read so far.
-    `size`, `modified_ns`: stored bytes, time of last change; None where unknown (a pipe).
+    `position`: stored bytes read so far. `size`, `modified_ns`, `etag`, `rereadable`: see Origin.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.path = None if name == STDIO else Path(name)
-        self.compression = "" if name == STDIO else compression_of(name)
-        self._raw: _RawInput | None = None
-        status = self._status()
-        self.rereadable = stat.S_ISREG(status.st_mode) and self.path is not None
-        self.size = status.st_size if self.rereadable else None
-        self.modified_ns = status.st_mtime_ns if self.rereadable else None
-        self._identity = _Identity.of(status)
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self.name = origin.name
+        self.size = origin.size
+        self.modified_ns = origin.modified_ns
+        self.etag = origin.etag
+        self.rereadable = origin.rereadable
+        self.compression = "" if origin.name == STDIO else compression_of(origin.name)
+        self._raw: _CountedInput | None = None
+        self._copy: BinaryIO | None = None
         self._whole: Mark | None = None
         self._expected: tuple[Mark, ...] = ()
-
-    def _status(self) -> os.stat_result:
-        try:
-            status = os.fstat(0) if self.path is None else self.path.stat()
-        except OSError as error:
-            raise InputMissing(f"{self.name}: {reason(error)}; check the path") from error
-        if stat.S_ISDIR(status.st_mode):
-            raise InputMissing(f"{self.name}: is a directory, not a file")
-        return status
 
     @property
     def position(self) -> int:
@@ -170,16 +175,24 @@ class LocalSource:
             return cast(BinaryIO, _Decompressed(self.name, decompressed, self.compression))
         return cast(BinaryIO, _Decompressed(self.name, buffered, ""))
 
-    def _open_raw(self) -> _RawInput:
+    def _open_raw(self) -> _CountedInput:
         if self._raw is not None:
             self._raw.close()
-        try:
-            descriptor = os.dup(0) if self.path is None else os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise InputMissing(f"{self.name}: {reason(error)}; check the path") from error
-        self._raw = _RawInput(self.name, descriptor, self._expected)
-        self.check_unchanged()
+        self._raw = _CountedInput(self.name, self._origin.open(), self._expected)
         return self._raw
+
+    def local_path(self) -> Path | None:
+        """Where the stored bytes can be read in any order; None where they cannot (a pipe).
+
+        What is no local file is fetched into one that has no name and goes with this source.
+        Raises OutputNotCreatable, OutputWriteFailed, and what reading does.
+        """
+        if self._origin.path is not None or not self.rereadable:
+            return self._origin.path
+        if self._copy is None:
+            self._copy = new_copy(self.name, self.size or 0)
+            self._whole = Mark(self.size or 0, self._read_to_end(self._copy))
+        return Path(f"/proc/self/fd/{self._copy.fileno()}")
 
     def expect(self, marks: Iterable[Mark]) -> None:
         """Compare with these marks whatever is read from now on; reading raises InputDiffers."""
@@ -190,13 +203,15 @@ class LocalSource:
         """How far the stored bytes were read: at least to the end of the rows handed on."""
         if self._whole is not None:
             return self._whole
-        position, digest = cast(_RawInput, self._raw).reached
+        position, digest = cast(_CountedInput, self._raw).reached
         return Mark(position, digest.hexdigest())
 
     def read_whole(self) -> None:
         """Read and hash the stored bytes now, for a format that is not read through `open`."""
-        self._whole = Mark(self.size or 0, self.finish())
-        self._raw = None
+        self.local_path()
+        if self._whole is None:
+            self._whole = Mark(self.size or 0, self.finish())
+            self._raw = None
 
     def meet_expected(self) -> None:
         """Read on to the last of the marks expected. Raises InputDiffers."""
@@ -205,14 +220,8 @@ class LocalSource:
             self._raw.readinto(buffer)
 
     def fingerprint(self) -> str:
-        """The sha256 of the first and last FINGERPRINT_BYTES, in hexadecimal."""
-        try:
-            with cast(Path, self.path).open("rb") as file:
-                begin = file.read(FINGERPRINT_BYTES)
-                file.seek(max(0, (self.size or 0) - FINGERPRINT_BYTES))
-                return hashlib.sha256(begin + file.read(FINGERPRINT_BYTES)).hexdigest()
-        except OSError as error:
-            raise InputMissing(f"{self.name}: {reason(error)}; check the path") from error
+        """A short text that is another one where the bytes are others. Raises InputMissing."""
+        return self._origin.fingerprint()
 
     def finish(self) -> str:
         """The sha256 of the stored bytes, after reading whatever of them is left.
@@ -222,12 +231,17 @@ class LocalSource:
         if self._whole is not None:
             self.check_unchanged()
             return self._whole.sha256
+        return self._read_to_end()
+
+    def _read_to_end(self, copy: BinaryIO | None = None) -> str:
         raw = self._raw
         if raw is None or raw.closed:
             raw = self._open_raw()
-        buffer = bytearray(_READ_BYTES)
-        while raw.readinto(buffer):
+        view = memoryview(bytearray(_READ_BYTES))
+        while count := raw.readinto(view):
             check_signals()
+            if copy is not None:
+                add(copy, view[:count])
         self.check_unchanged()
         if self.size is not None and raw.position != self.size:
             raise TryAgain(f"{self.name}: {raw.position} of {self.size} bytes were read; run again")
@@ -235,26 +249,25 @@ class LocalSource:
         raw.close()
         return digest
 
+    def is_of(self, modified_ns: int | None, etag: str | None) -> bool:
+        """Whether it was last changed then; what has an ETag is told by that."""
+        return self.etag == etag if self.etag else self.modified_ns == modified_ns
+
     def close(self) -> None:
         if self._raw is not None:
             self._raw.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def check_unchanged(self) -> None:
-        """Raise TryAgain where the file is not what it was when this source was made.
+        """Raise TryAgain where the input is not what it was when this source was made.
 
         That is the one that is open, and one that has its name now. Raises InputMissing.
         """
-        if self.rereadable and self._identities() != {self._identity}:
-            raise TryAgain(f"{self.name}: changed while it was read; run again when it is complete")
+        self._origin.check_unchanged(self._raw.inner if self._raw else None)
 
-    def _identities(self) -> set[_Identity]:
-        found = set()
-        try:
-            if self._raw is not None and not self._raw.closed:
-                found.add(_Identity.of(os.fstat(self._raw.descriptor)))
-            found.add(_Identity.of(cast(Path, self.path).stat()))
-        except FileNotFoundError:  # what is still open was removed, but is as it was
-            return found
-        except OSError as error:
-            raise unreadable(self.name, error) from error
-        return found
+
+def source_of(name: str) -> InputSource:
+    """The input of this name: a file, "-", an s3:// object. Raises InputMissing, Unavailable."""
+    origin: Origin = StoredObject(name) if s3.is_url(name) else LocalFile(name)
+    return InputSource(origin)

@@ -23,7 +23,7 @@ from batchpredict.data.parquet import ParquetReader
 from batchpredict.data.records import Reader
 from batchpredict.data.rejected import RejectedRow, as_bytes
 from batchpredict.data.respelled import Unfit, arrow_struct
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.errors import InputInvalid
 
 
@@ -81,9 +81,13 @@ class _Memory:
     data: bytes
     name = "the record"
     rereadable = True
+    compression = ""
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.data)
+
+    def local_path(self) -> None:
+        """There is none."""
 
 
 class CsvSpelling:
@@ -214,7 +218,7 @@ class ParquetSpelling:
             pq.write_table(pa.Table.from_batches([batch]), self._path)
         except OSError as error:
             raise write_failed(str(self._path), error) from error
-        return ParquetReader(LocalSource(str(self._path)), self._origin.dialect)
+        return ParquetReader(source_of(str(self._path)), self._origin.dialect)
 
 
 def spelling_of(

@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from batchpredict import s3
 from batchpredict.data.drafts import Published
-from batchpredict.data.locations import is_stream
+from batchpredict.data.locations import identity, is_stream
 from batchpredict.data.naming import Task, format_of
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
 from batchpredict.ops.layout import LayoutInvalid, made, part
@@ -44,9 +45,9 @@ class Former:
     def codes(self) -> Counter[str]:
         return Counter(self.rejects.codes)
 
-    def open_output(self) -> LocalSource:
+    def open_output(self) -> InputSource:
         """Its output, which agrees with the receipt. Raises InputMissing, InputInvalid."""
-        source = LocalSource(self.task.output)
+        source = source_of(self.task.output)
         if source.size != self.output.size or source.finish() != self.output.sha256:
             raise InputInvalid(
                 f"{self.task.output}: is not the file that {self.receipt} tells of, it was changed "
@@ -54,22 +55,29 @@ class Former:
             )
         return source
 
-    def open_input(self) -> LocalSource | None:
+    def open_input(self) -> InputSource | None:
         """Its input; None where that is no longer there as it was read.
 
-        It is taken to be if size and time of change are the same, else if its sha256 is.
+        It is taken to be if size and time of change (of an object: its ETag) are the same, else if
+        its sha256 is.
         """
-        if not Path(self.task.input).is_file():
+        try:
+            source = source_of(self.task.input)
+        except InputMissing:
             return None
-        source, read = LocalSource(self.task.input), self.input
-        if source.size != read.size:
+        read = self.input
+        if not source.rereadable or source.size != read.size:
             return None
-        same = source.modified_ns == read.modified_ns
+        same = source.is_of(read.modified_ns, read.etag)
         return source if same or source.finish() == read.sha256 else None
 
 
 def read_former(path: str) -> Former:
-    """Read a receipt. Raises InputMissing, InputInvalid (none, or of no published output)."""
+    """Read a receipt. The object store of its job is the process's from here on.
+
+    Raises InputMissing, InputInvalid (none, or of no published output), UsageError.
+    """
+    _check_local(path)
     path = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises for unknown users
     try:
         content = json.loads(Path(path).read_bytes())
@@ -82,6 +90,15 @@ def read_former(path: str) -> Former:
         return _former(path, content)
     except LayoutInvalid as error:
         raise _no_receipt(path, str(error)) from error
+
+
+def _check_local(name: str) -> None:
+    """What is replaced in place, with a note beside it, is a file."""
+    if s3.is_url(name):
+        raise UsageError(
+            f"{name}: retry works on files; fetch the output, its rejects and its receipt into one "
+            "directory, and name the receipt there"
+        )
 
 
 def _no_receipt(path: str, why: str) -> InputInvalid:
@@ -102,6 +119,7 @@ def _former(path: str, content: Any) -> Former:
     read = made(InputFile, inputs[0], "inputs[0]", modified_ns=None)
     rejects = made(RejectsSummary, content.get("rejects"), "rejects")
     job = _job(path, part(content, "options", dict))
+    s3.connect_to(job.endpoint_url, job.service)
     for name in ("tool.version", "tool.onnxruntime", "model.sha256"):
         part(content, name, str)
     return Former(
@@ -149,10 +167,11 @@ def _task(path: str, job: Job, read: InputFile, output: Published, rejects: str 
     beside = Path(path).parent / Path(output.path).name
     if beside.is_file() and not Path(found).is_file():  # it was changed, which is told later
         found = str(beside)
+    _check_local(found)
     rejects = rejects or f"{output.path}.rejects.jsonl"
-    source = _located(path, read.path, read.size)
+    source = read.path if s3.is_url(read.path) else _located(path, read.path, read.size)
     return Task(
-        read.path if os.path.realpath(source) == os.path.realpath(found) else source,
+        read.path if identity(source) == identity(found) else source,
         input_format,
         found,
         job.output_format or named or input_format,

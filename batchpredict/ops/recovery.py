@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from batchpredict import s3
 from batchpredict.data.drafts import write_durably
 from batchpredict.data.naming import Task
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.ops.former import Former, read_former
 from batchpredict.run.receipt import Receipt
 
@@ -69,9 +70,10 @@ class Keeping:
         return note
 
     @contextmanager
-    def keep(self, mended: LocalSource) -> Iterator[None]:
+    def keep(self, mended: InputSource) -> Iterator[None]:
         """Keep what was mended, where the file's name will be another's."""
-        if self._rejects.exists() and self._rejects.samefile(mended.name):
+        here = not s3.is_url(mended.name)
+        if here and self._rejects.exists() and self._rejects.samefile(mended.name):
             self._copy.unlink(missing_ok=True)
             try:
                 self._copy.hardlink_to(self._rejects)
@@ -98,5 +100,5 @@ def _agrees(path: Path, recorded: Mapping[str, Any]) -> bool:
     """Whether a file is what a receipt tells of; one that it has not is not there."""
     if recorded["sha256"] is None or not path.exists():
         return recorded["sha256"] is None and not path.exists()
-    source = LocalSource(str(path))
+    source = source_of(str(path))
     return bool(source.size == recorded["size"] and source.finish() == recorded["sha256"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from batchpredict.data.locations import identity
 from batchpredict.data.rejected import RejectedRow, rejected_rows
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.ops.former import Former
 from batchpredict.run.rejects import row_line
@@ -37,8 +37,8 @@ class Rejected:
     former: Former
     numbers: Numbers
     absent: Numbers
-    mended: LocalSource
-    rest: LocalSource | None
+    mended: InputSource
+    rest: InputSource | None
     killers: tuple[int, ...]
 
     def rows(self) -> Iterator[RejectedRow]:
@@ -70,7 +70,7 @@ class _Found:
         return found
 
 
-def find_rejected(former: Former, mended: LocalSource) -> Rejected:
+def find_rejected(former: Former, mended: InputSource) -> Rejected:
     """Read through a mended rejects file. Raises InputInvalid where rows of the run are missing,
     or others are in it, or codes are not as they were.
     """
@@ -117,23 +117,23 @@ def _is_written(former: Former, written: npt.NDArray[np.int8]) -> npt.NDArray[np
     )
 
 
-def _original(former: Former, mended: LocalSource) -> LocalSource | None:
+def _original(former: Former, mended: InputSource) -> InputSource | None:
     """The rejects file as the run left it; None where it is not there, or is `mended` itself."""
     if _is_original(former, mended):
         return None
     try:
-        source = LocalSource(former.task.rejects or "")
+        source = source_of(former.task.rejects or "")
     except InputMissing:
         return None
     same = source.rereadable and source.size == former.rejects.size
     return source if same and source.finish() == former.rejects.sha256 else None
 
 
-def _is_original(former: Former, mended: LocalSource) -> bool:
-    return os.path.realpath(former.task.rejects or "") == os.path.realpath(mended.name)
+def _is_original(former: Former, mended: InputSource) -> bool:
+    return identity(former.task.rejects or "") == identity(mended.name)
 
 
-def _incomplete(former: Former, mended: LocalSource) -> InputInvalid:
+def _incomplete(former: Former, mended: InputSource) -> InputInvalid:
     rest = f", and {former.task.rejects} is not there as the run left it"
     return InputInvalid(
         f"{mended.name}: does not hold all {sum(former.codes.values())} rejected rows"
@@ -142,7 +142,7 @@ def _incomplete(former: Former, mended: LocalSource) -> InputInvalid:
     )
 
 
-def _rows(former: Former, mended: LocalSource, rest: LocalSource | None) -> Iterator[RejectedRow]:
+def _rows(former: Former, mended: InputSource, rest: InputSource | None) -> Iterator[RejectedRow]:
     rows = _checked(former, mended)
     if rest is None:
         yield from rows
@@ -163,7 +163,7 @@ def _rows(former: Former, mended: LocalSource, rest: LocalSource | None) -> Iter
         )
 
 
-def _checked(former: Former, mended: LocalSource) -> Iterator[RejectedRow]:
+def _checked(former: Former, mended: InputSource) -> Iterator[RejectedRow]:
     """Its rows, which are of the run's input and have a record wherever the run had one."""
     for row in rejected_rows(mended):
         if row.file != former.input.path:

@@ -29,7 +29,7 @@ from batchpredict.data.merge import (
 from batchpredict.data.naming import Task
 from batchpredict.data.recall import Recall, ends_with_line_feed, first_line_end
 from batchpredict.data.records import Dialect, Reader
-from batchpredict.data.sources import LocalSource, Mark
+from batchpredict.data.sources import InputSource, Mark, source_of
 from batchpredict.data.spelling import LineEnds, spelling_of
 from batchpredict.data.template import write_template
 from batchpredict.errors import InputInvalid
@@ -49,7 +49,7 @@ from batchpredict.run.scoring import Settled, Work, score
 logger = logging.getLogger(__name__)
 
 Numbers = npt.NDArray[np.int64]
-Watch = Callable[[Counts, LocalSource], None]
+Watch = Callable[[Counts, InputSource], None]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Retry:
     task: Task
     job: Job
     rejected: Rejected
-    output: LocalSource
-    input: LocalSource | None
+    output: InputSource
+    input: InputSource | None
     model: LoadedModel
     directory: Path
 
@@ -122,7 +122,7 @@ def _output_dialect(work: Retry) -> Dialect:
 
 
 def _mended(work: Retry, opened: Opened) -> MendedReader:
-    reader, source = opened.reader, work.input and LocalSource(work.input.name)
+    reader, source = opened.reader, work.input and source_of(work.input.name)
     surveyed = work.job.keep == "all" and not same_family(work.former.task)
     spelling = spelling_of(
         work.former.task.input,
@@ -138,7 +138,7 @@ def _line_ends(work: Retry, reader: Reader) -> LineEnds:
     is_lines = isinstance(reader, JsonReader) and not reader.json_array
     if not (isinstance(reader, CsvReader) or is_lines):
         return LineEnds()
-    source = LocalSource(work.input.name if work.input else work.output.name)
+    source = source_of(work.input.name if work.input else work.output.name)
     if isinstance(reader, CsvReader) and not work.job.no_header:
         line_end = reader.line_end
     else:
@@ -171,7 +171,7 @@ def write_merged(work: Retry, publication: Publication, watch: Watch, times: Sta
             finally:
                 draft.abandon()
             with times.measure("merge"):
-                dropped = again.merge(sink, LocalSource(draft.name), tried.numbers)
+                dropped = again.merge(sink, source_of(draft.name), tried.numbers)
     return _counts(work.former.counts, tried.counts, dropped)
 
 
@@ -236,7 +236,7 @@ class _Again:
             )
         )
 
-    def merge(self, sink: BinaryIO, scored: LocalSource, numbers: Numbers) -> int:
+    def merge(self, sink: BinaryIO, scored: InputSource, numbers: Numbers) -> int:
         """Write the former output again, with the rows that were `scored`, which have these
         numbers. How many rows it had already, without a prediction.
         """

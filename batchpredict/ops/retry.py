@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchpredict import __version__
-from batchpredict.data.drafts import check_creatable
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import compression_of, is_stream
+from batchpredict.data.locations import compression_of, identity, is_stream
 from batchpredict.data.naming import Task, format_of
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.outputs import check_buckets, check_creatable
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import (
     ConfigInvalid,
     InputMissing,
@@ -38,12 +38,12 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
-from batchpredict.model.package import read_package
 from batchpredict.model.session import runtime_version
 from batchpredict.ops.former import Former, read_former
 from batchpredict.ops.recovery import Keeping
 from batchpredict.ops.rejected import find_rejected
 from batchpredict.ops.rescoring import Retry, Watch, rehearse, write_merged
+from batchpredict.run.fetching import Pinned, fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
@@ -106,16 +106,16 @@ def _locked(request: Request) -> Iterator[tuple[Former, Task, Job]]:
         return former, *_target(former, request)
 
     former, task, job = read()
-    outputs = {os.path.realpath(t.output): t for t in (former.task, task)}
+    outputs = {identity(t.output): t for t in (former.task, task)}
     with locked(tuple(outputs.values()), job):
         # Whoever had the lock may have written another receipt.
         former, task, job = read()
-        if not {os.path.realpath(t.output) for t in (former.task, task)} <= outputs.keys():
+        if not {identity(t.output) for t in (former.task, task)} <= outputs.keys():
             raise TryAgain(f"{request.receipt}: was replaced meanwhile; try again")
         yield former, task, job
 
 
-def _rejects(former: Former, request: Request, kept: Path | None) -> LocalSource:
+def _rejects(former: Former, request: Request, kept: Path | None) -> InputSource:
     """The file to read the rows from."""
     if request.input_file:
         name = os.path.expanduser(request.input_file)  # noqa: PTH111
@@ -123,7 +123,7 @@ def _rejects(former: Former, request: Request, kept: Path | None) -> LocalSource
         name = str(kept or former.task.rejects)
         if not Path(name).exists():
             raise InputMissing(f"{name}: is not there; name the mended rows with --input_file")
-    source = LocalSource(name)
+    source = source_of(name)
     if not source.rereadable:
         raise UsageError(f"{name}: is no file that can be read twice; save it to one")
     return source
@@ -150,11 +150,12 @@ def _target(former: Former, request: Request) -> tuple[Task, Job]:
     if request.output_file:
         task = _other_task(former, os.path.expanduser(request.output_file))  # noqa: PTH111
         job = replace(job, rejects_file=None, receipt_file=None)
-    read = [os.path.realpath(name) for name in (former.task.input, request.input_file) if name]
+    read = [identity(name) for name in (former.task.input, request.input_file) if name]
     for name in (task.output, task.receipt):
-        if os.path.realpath(name or "") in read:
+        if identity(name or "") in read:
             raise UsageError(f"{name}: would overwrite an input; choose another --output_file")
     check_creatable(task.output, None, "--output_file")
+    check_buckets([task.output])
     job = replace(
         job,
         input_file=(task.input,),
@@ -176,7 +177,7 @@ def _other_task(former: Former, name: str) -> Task:
         raise UsageError(f"--output_file={name}: the output stays {form}; name it accordingly")
     if compression_of(name) and not FORMATS[form].is_text:
         raise UsageError(f"{name}: {form} is compressed inside; drop the last suffix")
-    if os.path.realpath(name) == os.path.realpath(former.task.output):
+    if identity(name) == identity(former.task.output):
         return former.task
     return replace(
         former.task,
@@ -188,19 +189,28 @@ def _other_task(former: Former, name: str) -> Task:
 
 def _load(former: Former, job: Job) -> LoadedModel:
     """The model of the former run. Raises ConfigInvalid where it is another one."""
-    package = read_package(job.model)
-    digest, was = package.digest, former.model["sha256"]
+    fetched = fetch(job, _pinned(former) if job.model == former.job.model else None)
+    digest, was = fetched.package.digest, former.model["sha256"]
     if digest != was:
         raise ConfigInvalid(
             f"--model={job.model}: its digest is {digest}, that of the model in {former.receipt} "
             f"is {was}; name that model with --model, or run predict again"
         )
-    model = load_model(job, package, parquet=former.task.output_format == "parquet")
+    model = load_model(job, fetched, parquet=former.task.output_format == "parquet")
     for what, now in (("version", __version__), ("onnxruntime", runtime_version())):
         if former.tool[what] != now:
             name = "batchpredict" if what == "version" else what
             logger.info("scored with %s %s, retried with %s", name, former.tool[what], now)
     return model
+
+
+def _pinned(former: Former) -> Pinned | None:
+    """The version of a store that the former run used; an alias may name another one by now."""
+    said = [former.model.get(name) for name in ("name", "version", "manifest_sha256")]
+    if not all(isinstance(text, str) for text in said):
+        return None
+    name, version, sha256 = map(str, said)
+    return Pinned(name, version, former.model.get("alias"), sha256)
 
 
 def _publish(work: Retry, watch: Watch, keeping: Keeping | None) -> Receipt:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from batchpredict.data.naming import Task
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.outputs import read_small
+from batchpredict.data.sources import source_of
 from batchpredict.errors import InputMissing, TryAgain
 from batchpredict.job import Job
 from batchpredict.run.identity import shaping_options
@@ -18,8 +17,8 @@ from batchpredict.run.identity import shaping_options
 def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
     """The receipt beside the output, where it says that there is nothing left to do.
 
-    `digest`: the model's. The input is taken to be the same if size and time of change are, else
-    if its sha256 is; likewise the output. The rejects must have theirs.
+    `digest`: the model's. The input is taken to be the same if size and time of change (of an
+    object: its ETag) are, else if its sha256 is; likewise the output. The rejects must have theirs.
     """
     receipt = _read(task)
     if receipt is None or receipt["exit_code"] not in (0, 3):
@@ -32,7 +31,7 @@ def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
     if job.budget.exceeded(sum(codes.values()), read):
         return None
     same = (
-        _same_input(task, receipt["inputs"][0])
+        _same_file(task.input, receipt["inputs"][0])
         and _same_file(task.output, receipt["output"])
         and (not codes or _same_file(task.rejects, receipt["rejects"]))
     )
@@ -49,38 +48,24 @@ def _options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
 def _read(task: Task) -> dict[str, Any] | None:
     """A receipt that has what is compared; None where there is none or it is no such thing."""
     try:
-        receipt = json.loads(Path(task.receipt or "").read_bytes())
+        receipt = json.loads(read_small(task.receipt or "") or b"")
         _ = receipt["exit_code"], receipt["model"]["sha256"], dict(receipt["options"])
         _ = receipt["inputs"][0]["size"], receipt["output"]["size"], receipt["output"]["sha256"]
         _ = receipt["rejects"]["size"], receipt["rejects"]["sha256"], receipt["counts"]["read"] + 0
         _ = sum(receipt["rejects"]["codes"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
     found: dict[str, Any] = receipt
     return found
 
 
-def _same_input(task: Task, recorded: dict[str, Any]) -> bool:
+def _same_file(name: str | None, recorded: dict[str, Any]) -> bool:
     try:
-        source = LocalSource(task.input)
+        source = source_of(name or "")
         if not source.rereadable or source.size != recorded["size"]:
             return False
-        if source.modified_ns == recorded.get("modified_ns"):
+        if source.is_of(recorded.get("modified_ns"), recorded.get("etag")):
             return True
         return bool(source.finish() == recorded.get("sha256"))
     except (InputMissing, TryAgain):  # which the run of this input will meet and tell
-        return False
-
-
-def _same_file(name: str | None, recorded: dict[str, Any]) -> bool:
-    file = Path(name or "")
-    try:
-        status = file.stat()
-        if status.st_size != recorded["size"]:
-            return False
-        if status.st_mtime_ns == recorded.get("modified_ns"):
-            return True
-        with file.open("rb") as content:
-            return bool(hashlib.file_digest(content, "sha256").hexdigest() == recorded["sha256"])
-    except OSError:
         return False

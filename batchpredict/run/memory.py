@@ -47,6 +47,9 @@ _WINDOW_BYTES_SHARE = 2.5
 # A Parquet writer's row group, held until it is full, beside the one being encoded.
 _PARQUET_GROUPS = 160 * MIB
 
+# boto3 and its client hold 35 MiB; of an output up to five parts of 16 wait to be uploaded.
+_S3 = 170 * MIB
+
 _LEAST_BATCH_ROWS = 2
 _LEAST_WINDOW_ROWS = 256
 _LEAST_WINDOW_BYTES = MIB // 4
@@ -100,8 +103,10 @@ class Graph:
     max_length: int | None = None
 
 
-def needs(graph: Graph, *, openvino: bool = False, parquet: bool = False) -> Needs:
-    """By the measured constants. `parquet`: an output is written as such."""
+def needs(
+    graph: Graph, *, openvino: bool = False, parquet: bool = False, s3: bool = False
+) -> Needs:
+    """By the measured constants. `parquet`: an output is written as such. `s3`: files are there."""
     loaded = _LOADED_OPENVINO if openvino else _LOADED
     loading = _LOADING_OPENVINO if openvino else _LOADING
     fixed = _PROCESS + _of(loaded, graph.bytes) + _TOKENIZER_SHARE * graph.tokenizer
@@ -112,7 +117,7 @@ def needs(graph: Graph, *, openvino: bool = False, parquet: bool = False) -> Nee
         unit += _SCORE_BYTES * (graph.heads or -(-graph.width // _HEAD_WIDTH)) * longest
     return Needs(
         loading=_IMPORTED + _of(loading, graph.bytes),
-        fixed=fixed + (_PARQUET_GROUPS if parquet else 0),
+        fixed=fixed + (_PARQUET_GROUPS if parquet else 0) + (_S3 if s3 else 0),
         unit=unit,
         longest=longest,
         row=_WINDOW_ROW_BYTES + 16 * graph.inputs,

@@ -13,8 +13,8 @@ from batchpredict.data import conversion
 from batchpredict.data.encoding import normal_encoding
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.naming import Task
-from batchpredict.data.records import Carry, Dialect, Layout, Reader, Selection
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.records import Carry, Dialect, Layout, Reader, Records, Selection
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import BatchPredictError, InputInvalid, UsageError
 from batchpredict.job import Job
 from batchpredict.run.loading import LoadedModel
@@ -31,7 +31,7 @@ _FIRST_BYTES = 64 << 20
 class Opened:
     """A task ready to run. `remarks`: said once before the first row."""
 
-    source: LocalSource
+    source: InputSource
     reader: Reader
     scorer: Scorer
     selection: Selection
@@ -40,13 +40,13 @@ class Opened:
 
 
 def open_task(
-    task: Task, job: Job, model: LoadedModel, source: LocalSource | None = None
+    task: Task, job: Job, model: LoadedModel, source: InputSource | None = None
 ) -> Opened:
     """Open the input, bind its columns, decide how rows travel. Raises BatchPredictError.
 
     `source`: the input, if the caller has it already.
     """
-    source = source or LocalSource(task.input)
+    source = source or source_of(task.input)
     try:
         return _open(source, task, job, model)
     except BaseException:
@@ -56,14 +56,19 @@ def open_task(
 
 def first_rows(task: Task, job: Job, model: LoadedModel, rows: int) -> pa.RecordBatch:
     """What the model reads of the first `rows` rows that can be read. Raises BatchPredictError."""
-    opened = open_task(task, job, model)
-    with closing(opened.source):
-        blocks = opened.reader.records(opened.selection)
-        first = next(windows(blocks, rows, _FIRST_BYTES, None), None)
+    first = first_records(task, job, model, rows)
     return pa.record_batch({}) if first is None else first.columns
 
 
-def _open(source: LocalSource, task: Task, job: Job, model: LoadedModel) -> Opened:
+def first_records(task: Task, job: Job, model: LoadedModel, rows: int) -> Records | None:
+    """The first `rows` rows, unreadable ones counted; None where there are none."""
+    opened = open_task(task, job, model)
+    with closing(opened.source):
+        blocks = opened.reader.records(opened.selection)
+        return next(windows(blocks, rows, _FIRST_BYTES, None), None)
+
+
+def _open(source: InputSource, task: Task, job: Job, model: LoadedModel) -> Opened:
     dialect = dialect_of(task.input_format, job)
     same = same_family(task)
     survey = not same and job.keep == "all"

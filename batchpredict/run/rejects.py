@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from batchpredict.data.drafts import Draft, Published
+from batchpredict.data.drafts import Published
+from batchpredict.data.outputs import OutputDraft, draft_of
 from batchpredict.data.records import Reject
 
 _MOST_RECORD_BYTES = 64 << 10
@@ -68,7 +69,7 @@ class RejectsFile:
     def __init__(self, file: str, path: str | None) -> None:
         self._file = file
         self._path = path
-        self._draft: Draft | None = None
+        self._draft: OutputDraft | None = None
         self._published: str | None = None
         self.counts: Counter[str] = Counter()
         self._rows = hashlib.sha256()
@@ -88,7 +89,7 @@ class RejectsFile:
                 sys.stderr.write(line)
                 continue
             if self._draft is None:
-                self._draft = Draft(self._path, option="--rejects_file")
+                self._draft = draft_of(self._path, option="--rejects_file", may_be_renamed=True)
             self._draft.stream.write(line.encode("utf-8", "backslashreplace"))
 
     def finish(self) -> Published | None:

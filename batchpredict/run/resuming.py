@@ -12,19 +12,27 @@ from pathlib import Path
 
 import numpy as np
 
+from batchpredict import s3
 from batchpredict.data.drafts import not_creatable
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import is_stream
+from batchpredict.data.locations import identity, is_stream
 from batchpredict.data.locks import Held, lock_output
 from batchpredict.data.naming import Task
-from batchpredict.data.sources import InputDiffers, LocalSource
-from batchpredict.errors import ConfigInvalid, OutputNotCreatable, OutputWriteFailed, UsageError
+from batchpredict.data.sources import InputDiffers, InputSource
+from batchpredict.errors import (
+    ConfigInvalid,
+    InputMissing,
+    OutputNotCreatable,
+    OutputWriteFailed,
+    UsageError,
+)
 from batchpredict.job import Job
 from batchpredict.run.deaths import Deaths, death_of
 from batchpredict.run.done import done_receipt
-from batchpredict.run.identity import Pins, difference, pins_of
+from batchpredict.run.fetching import Pinned
+from batchpredict.run.identity import Pins, difference, pinned_by, pins_of
 from batchpredict.run.inflight import notes_beside, read_notes
-from batchpredict.run.journal import Journal, read_journal
+from batchpredict.run.journal import Journal, read_journal, read_pins
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.progress import lost
 from batchpredict.run.publication import remove_failure
@@ -72,8 +80,8 @@ def locked(tasks: Sequence[Task], job: Job) -> Iterator[Locks]:
         deadline = time.monotonic() + job.lock_wait
         try:
             # In one order for all: else two jobs may each wait for what the other one has.
-            for task in sorted(tasks, key=lambda task: os.path.realpath(task.output)):
-                if job.output_dir:
+            for task in sorted(tasks, key=lambda task: identity(task.output)):
+                if job.output_dir and not s3.is_url(task.output):
                     _make_parents(task.output)
                 wait = max(0.0, deadline - time.monotonic())
                 locks[task.output] = stack.enter_context(lock_output(task.output, wait))
@@ -122,6 +130,21 @@ def _make_parents(output: str) -> None:
         raise not_creatable(output, error, "--output_dir") from error
 
 
+def pinned_model(locks: Locks, tasks: Sequence[Task], job: Job) -> Pinned | None:
+    """The version of a model that this job has used so far, if it was stopped.
+
+    What an alias names may have changed meanwhile; one job scores all of its inputs with one
+    version.
+    """
+    for task in () if job.no_resume else tasks:
+        held = locks[task.output]
+        pins = read_pins(held) if held else None
+        with suppress(InputMissing):  # which the run of this input will meet and tell
+            if pins and (pinned := pinned_by(pins, task, job)):
+                return pinned
+    return None
+
+
 def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | None:
     """The exit code of a task that need not be run; None where it has to be.
 
@@ -160,7 +183,7 @@ def is_left_alone(task: Task, job: Job, digest: str) -> bool:
 
 @contextmanager
 def journal_of(
-    task: Task, job: Job, model: LoadedModel, source: LocalSource, held: Held | None
+    task: Task, job: Job, model: LoadedModel, source: InputSource, held: Held | None
 ) -> Iterator[Journal]:
     """The journal of a task while it runs; left by an error, everything inferred is kept in it.
 
@@ -170,7 +193,8 @@ def journal_of(
     if held is not None and not source.rereadable:
         logger.info("%s: cannot be read twice; a run that is killed starts over", task.input)
         held = None
-    journal = Journal(held, task.output, source.mark)
+    name = str(held.path) if held and s3.is_url(task.output) else task.output
+    journal = Journal(held, name, source.mark)
     try:
         if held is not None:
             _begin(journal, held, pins_of(task, job, model, source), job.no_resume, source)
@@ -190,7 +214,7 @@ def journal_of(
             _remove_notes(held)
 
 
-def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: LocalSource) -> None:
+def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: InputSource) -> None:
     recorded = read_journal(held)
     why = None
     if recorded is None or recorded.published:

@@ -21,6 +21,7 @@ from batchpredict.run.memory import (
     needs,
     within,
 )
+from batchpredict.s3 import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ def room_of(job: Job, package: ModelPackage, *, parquet: bool) -> Room | None:
         max_length=package.max_length,
     )
     openvino = job.provider == "openvino" or job.precision == "bf16"
-    found = needs(graph, openvino=openvino, parquet=parquet)
+    places = (*job.input_file, job.output_file, job.output_dir)
+    s3 = any(name and is_url(name) for name in places)
+    found = needs(graph, openvino=openvino, parquet=parquet, s3=s3)
     return Room(found, str(package.graph_path), job.memory_limit, lent)
 
 

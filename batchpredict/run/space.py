@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchpredict import s3
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
 from batchpredict.data.storage import Space, amount, space_at
@@ -43,13 +44,15 @@ class _Need:
 def check_space(tasks: Iterable[Task], job: Job) -> None:
     """Log one warning for each file system that has not the room that `tasks` need.
 
-    Nothing is said where it cannot be known: of pipes, of some of the columns, of some of the rows.
+    Nothing is said where it cannot be known: of pipes and objects, of some of the columns, of some
+    of the rows.
     """
     if job.keep != "all" or job.limit is not None:
         return
     needs: dict[int, _Need] = {}
     for task in tasks:
-        space = None if is_stream(task.output) else space_at(Path(task.output))
+        elsewhere = is_stream(task.output) or s3.is_url(task.output)
+        space = None if elsewhere else space_at(Path(task.output))
         size = _size(task.input)
         if space is None or size is None:
             continue
@@ -79,7 +82,7 @@ def _estimate(task: Task, size: int) -> tuple[float, float]:
 
 def _size(name: str) -> int | None:
     """Stored bytes of a file; None for what is none, or may not be asked."""
-    if name == STDIO or is_stream(name):
+    if name == STDIO or s3.is_url(name) or is_stream(name):
         return None
     try:
         return Path(name).stat().st_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from batchpredict.cgroup import effective_cores
 from batchpredict.data.drafts import write_durably
+from batchpredict.data.state import make_state_directory, state_directory
 from batchpredict.errors import OutputNotCreatable
 from batchpredict.job import Job
 from batchpredict.model.files import read_small
@@ -81,11 +81,7 @@ def cpu_name() -> str:
 
 def tuning_directory() -> Path | None:
     """Where tunings are kept; None where the environment names no home for it."""
-    home, state = os.environ.get("HOME"), os.environ.get("XDG_STATE_HOME", "")
-    # A relative path is to be ignored (XDG Base Directory Specification).
-    if not Path(state).is_absolute():
-        state = f"{home}/.local/state" if home else ""
-    return Path(state).absolute() / "batchpredict" / "tuning" if state else None
+    return state_directory("tuning")
 
 
 def stored_tuning(job: Job, package: ModelPackage, session: Session) -> StoredTuning | None:
@@ -135,11 +131,7 @@ def check_storable() -> Path:
             "sizes along with --write_job"
         )
     try:
-        if not Path(os.environ.get("XDG_STATE_HOME", "")).is_absolute():
-            Path(os.environ["HOME"]).stat()  # a home that is not there is not ours to make
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(0, "not writable")
+        make_state_directory(directory)
     except OSError as error:
         raise _not_stored(directory, error) from error
     return directory

@@ -26,7 +26,7 @@ from batchpredict.data import (
 )
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.records import Carry, Dialect, Layout, Reader, Records, Selection
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import source_of
 from batchpredict.run.rejects import reject_line
 from tests.fuzz.harness import unprintable
 from tests.fuzz.inputs import chance
@@ -73,7 +73,7 @@ def read(case: Input, directory: Path) -> int:
     name = FORMATS[case.format].suffixes[0]
     path = directory / f"in{name}{case.suffix}"
     path.write_bytes(case.data)
-    source = LocalSource(str(path))
+    source = source_of(str(path))
     with _changed(1 + len(case.data) // case.pieces if case.pieces else 0, rng.choice(_CORES)):
         try:
             reader = FORMATS[case.format].module.open_reader(source, case.dialect, case.survey)
