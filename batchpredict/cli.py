@@ -5,11 +5,9 @@ What `--help` does not need is imported where it is used.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -24,14 +22,17 @@ from batchpredict.errors import (
     UsageError,
 )
 from batchpredict.job import Job
+from batchpredict.light_imports import light_imports
+from batchpredict.models_cli import models
 from batchpredict.options import (
     JOB_FILE,
     input_options,
     lock_option,
     logging_options,
     predict_options,
+    store_options,
 )
-from batchpredict.signals import check_signals, deferred, raise_on_signals, watch_signals
+from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -86,7 +87,7 @@ def predict(
     )
     configure_logging(quiet, verbose, log_format, to_stderr=data_on_stdout)
     job = _job(options)
-    with _light_imports():
+    with light_imports():
         from batchpredict.run import runner
         from batchpredict.run.progress import Progress
 
@@ -99,39 +100,9 @@ def predict(
     watch = Progress(False if quiet else progress)
     try:
         with deferred():
-            return runner.run(job, watch, watch.published).exit_code
+            return runner.run(job, watch, watch.published, watch.transferred).exit_code
     finally:
         watch.close()
-
-
-class _NoPandas:
-    """A finder (importlib) that finds pandas missing."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:  # noqa: ARG004
-        if name == "pandas":
-            raise ModuleNotFoundError("not needed here", name=name)
-
-
-@contextmanager
-def _light_imports() -> Iterator[None]:
-    """Import what a run needs, and no more, with no look at garbage, of which there is none.
-
-    With its first array pyarrow imports pandas, 0.4 s for nothing, unless it finds none; later it
-    still finds it where a pandas object is asked for.
-    """
-    gc.disable()
-    sys.meta_path.insert(0, _NoPandas)
-    try:
-        with deferred():  # a signal in the middle is an ImportError
-            import pyarrow as pa
-
-            pa.array([])
-            yield
-    finally:
-        sys.meta_path.remove(_NoPandas)
-        gc.enable()
-    check_signals()
 
 
 def _job(options: dict[str, Any]) -> Job:
@@ -160,6 +131,7 @@ def _all_or_none(keep: tuple[str, ...] | str) -> tuple[str, ...] | str:
 @cli.command()
 @click.argument("model")
 @click.argument("file", required=False)
+@store_options
 @input_options
 @click.option(
     "--compare_precision",
@@ -186,13 +158,13 @@ def inspect(
         **options,
     )
     if compare_precision:
-        with _light_imports():
+        with light_imports():
             from batchpredict.ops import compare
 
         comparison = compare.compare(job)
         found, table = compare.facts(comparison), compare.table(comparison)
     else:
-        with _light_imports():
+        with light_imports():
             from batchpredict.run import inspection
 
         found = inspection.inspect(job, file)
@@ -224,7 +196,7 @@ def tune(
 
     configure_logging(quiet, verbose, log_format, to_stderr=False)
     job = _job(options)
-    with _light_imports():
+    with light_imports():
         from batchpredict.ops import tuning_files, tuning_report
         from batchpredict.ops.tune import tune as find
 
@@ -263,7 +235,7 @@ def retry(
     from batchpredict.log import configure_logging, logger
 
     configure_logging(quiet, verbose, log_format, to_stderr=False)
-    with _light_imports():
+    with light_imports():
         from batchpredict.ops import retry as retrying
         from batchpredict.run.progress import Progress
 
@@ -280,6 +252,9 @@ def retry(
     if receipt.exit_code:
         logger.warning("%s", retrying.remainder(receipt))
     return receipt.exit_code
+
+
+cli.add_command(models)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

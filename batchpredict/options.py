@@ -73,10 +73,11 @@ class _Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not a list of whole numbers (17,18)", param, ctx)
 
 
-class _Pairs(_Lines):
-    """INPUT=COLUMN."""
+class Pairs(_Lines):
+    """A name, an equals sign and a value, as `name` says: input=column."""
 
-    name = "input=column"
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -85,7 +86,7 @@ class _Pairs(_Lines):
             return (value[0], value[1])
         name, equals, column = value.partition("=")
         if not (name and equals and column):
-            self.fail(f"{value!r} is not INPUT=COLUMN", param, ctx)
+            self.fail(f"{value!r} is not {self.name.upper()}", param, ctx)
         return (name, column)
 
 
@@ -199,7 +200,10 @@ store_options = _options(
 input_options = _options(
     _option("input_format", type=_FORMATS, help="Instead of the one its suffix names."),
     _option(
-        "column", type=_Pairs(), multiple=True, help="Bind a model input to a column; repeatable."
+        "column",
+        type=Pairs("input=column"),
+        multiple=True,
+        help="Bind a model input to a column; repeatable.",
     ),
     _option("delimiter", help="Of CSV; default: a comma, a tab for tsv.", metavar="CHAR"),
     _option("encoding", help="Of CSV and TSV; a byte order mark overrules it."),

@@ -526,6 +526,9 @@ VALUES = {
     "skip_rows": "3,5",
     "no_resume": "true",
     "max_seconds": "5",
+    "max_model_age": "5",
+    "offline": "true",
+    "endpoint_url": "https://storage.example",
     "lock_wait": "5",
     "progress": "true",
     "quiet": "true",
@@ -661,7 +664,14 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
     assert set(found) == {
         *("receipt", "run_id", "started", "ended", "exit_code", "tool", "model", "inputs"),
         *("output", "rejects", "options", "plan", "counts", "stages", "rows_per_second"),
-        *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed", "suspects"),
+        *(
+            "cpu_seconds",
+            "first_row_seconds",
+            "peak_memory_bytes",
+            "resumed",
+            "suspects",
+            "warnings",
+        ),
     }
     assert found["exit_code"] == 3
     assert found["inputs"] == [digest(data)]
@@ -674,7 +684,8 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
     assert (counts["read"], counts["scored"]) == (4, 3)
     assert counts["read"] == counts["scored"] + counts["nulls"] + counts["rejected"]
     assert found["tool"]["version"] == __version__
-    assert found["model"].keys() == {"name", "version", "alias", "sha256"}
+    names = {"name", "version", "alias", "sha256", "manifest_sha256", "store"}
+    assert found["model"].keys() == names
     assert found["started"] <= found["ended"]
     assert {"read", "prepare", "plan", "infer", "finish", "write", "publish"} <= set(
         found["stages"]

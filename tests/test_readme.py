@@ -20,7 +20,7 @@ import pytest
 from batchpredict import errors
 from batchpredict.cli import cli
 from batchpredict.model.manifest import Manifest, read_manifest
-from tests import models
+from tests import models, s3servers
 from tests.stand_in import CHECKOUT, copy_examples, write_command
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +28,8 @@ README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 SHOWN_ROOT = "/home/me/batchpredict"
 LANGUAGES = {"sh", "text", "python", "toml", "crontab"}
 ANYTHING = "…"
+# Which bucket a section speaks of.
+BUCKETS = {"Models and data in S3": "my-bucket", "SAP BTP Cloud Foundry": "hcp-1f0a"}
 
 
 @dataclass
@@ -103,10 +105,11 @@ def make_optimum_export(directory: Path) -> None:
     (directory / "vocab.txt").write_text("\n".join(models.VOCABULARY) + "\n")
 
 
-def run_block(block: Block, root: Path) -> subprocess.CompletedProcess[str]:
+def run_block(block: Block, root: Path, **more: str | None) -> subprocess.CompletedProcess[str]:
     """As typed in a terminal: both streams together."""
     inherited = {name: os.environ[name] for name in ("LANG", "LC_ALL") if name in os.environ}
     environ = {"PATH": f"{root / 'tools'}:/usr/bin:/bin", "HOME": str(root), **inherited}
+    environ |= {name: value for name, value in more.items() if value is not None}
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
         cwd=root, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -133,13 +136,33 @@ def assert_shown(block: Block, printed: str, root: Path) -> None:
     )
 
 
+def bucket_of(server: s3servers.Server, name: str, directory: Path) -> dict[str, str | None]:
+    """A bucket with an export, and the environment that leads to it."""
+    client = server.client()
+    client.create_bucket(Bucket=name)
+    client.upload_file(CHECKOUT / "examples" / "reports.csv", name, "exports/reports.csv")
+    return s3servers.environment(server.url, directory)
+
+
+@pytest.fixture
+def found(section: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str | None]:
+    """The environment that a section takes for granted."""
+    if section not in BUCKETS:
+        return {}
+    server = request.getfixturevalue("s3_server")
+    variables = bucket_of(server, BUCKETS[section], tmp_path / "no-aws")
+    if "Cloud Foundry" in section:  # where the binding has the keys
+        variables |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+    return variables
+
+
 @pytest.mark.parametrize("section", SECTIONS)
-def test_commands(section: str, tmp_path: Path) -> None:
+def test_commands(section: str, found: dict[str, str | None], tmp_path: Path) -> None:
     root = make_checkout(tmp_path / "checkout")
     for block in RUN:
         if block.section != section:
             continue
-        finished = run_block(block, root)
+        finished = run_block(block, root, **found)
         assert finished.returncode == 0, f"README.md:{block.line}\n{finished.stdout}"
         if block.shown:
             assert_shown(block, finished.stdout, root)

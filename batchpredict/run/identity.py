@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from batchpredict import __version__
+from batchpredict import __version__, s3
 from batchpredict.data.naming import Task
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource, source_of
 from batchpredict.job import Job
 from batchpredict.model.session import runtime_version
+from batchpredict.run.fetching import Fetched, Pinned
 from batchpredict.run.loading import LoadedModel
 
-# A JSON object of JSON objects: input, model, options, versions.
+# A JSON object of JSON objects: input, model, options, versions, reference.
 Pins = dict[str, dict[str, Any]]
+_REFERENCE = "reference"
 
 # Options that neither a score nor the form of the output depends on; the model and the input are
 # compared by their content.
@@ -31,7 +34,7 @@ _FREE = frozenset(
 )  # fmt: skip
 
 
-def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pins:
+def pins_of(task: Task, job: Job, model: LoadedModel, source: InputSource) -> Pins:
     """Everything that the scores in a journal are good for."""
     versions: dict[str, Any] = {
         "batchpredict": __version__,
@@ -48,16 +51,51 @@ def pins_of(task: Task, job: Job, model: LoadedModel, source: LocalSource) -> Pi
         plan = asdict(model.plan)
         versions |= plan["tuning"] | {n: plan[n] for n in ("window_rows", "window_bytes")}
     return {
-        "input": {
-            "path": os.path.abspath(task.input),  # noqa: PTH100 - a path need not be UTF-8
-            "size": source.size,
-            "modified_ns": source.modified_ns,
-            "fingerprint": source.fingerprint(),
-        },
+        "input": _input_pins(task, source),
         "model": {"sha256": model.package.digest},
         "options": shaping_options(task, asdict(job)),
         "versions": versions,
+        _REFERENCE: _reference(model.fetched),
     }
+
+
+def _input_pins(task: Task, source: InputSource) -> dict[str, Any]:
+    return {
+        "path": _place(task.input),
+        "size": source.size,
+        "modified_ns": source.modified_ns,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def _reference(fetched: Fetched) -> dict[str, Any]:
+    """Which version of a store it was; empty where the model is no such."""
+    if fetched.manifest_sha256 is None:
+        return {}
+    names = ("name", "version", "alias", "manifest_sha256")
+    return {name: getattr(fetched, name) for name in names}
+
+
+def pinned_by(pins: Pins, task: Task, job: Job) -> Pinned | None:
+    """The version that a journal with these pins is gone on with; None where none is.
+
+    That is so for as long as input and options are what they were. Raises InputMissing.
+    """
+    reference = pins.get(_REFERENCE)
+    if not reference or pins.get("options") != shaping_options(task, asdict(job)):
+        return None
+    source = source_of(task.input)
+    with closing(source):
+        if not source.rereadable or pins.get("input") != _input_pins(task, source):
+            return None
+    try:
+        return Pinned(**reference)
+    except TypeError:  # of another version of ours
+        return None
+
+
+def _place(name: str) -> str:
+    return name if s3.is_url(name) else os.path.abspath(name)  # noqa: PTH100 - it need not be UTF-8
 
 
 def _is_exact(model: LoadedModel) -> bool:
@@ -78,6 +116,8 @@ def shaping_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
 def difference(old: Pins, new: Pins) -> str | None:
     """In words, the first thing that is not as it was; None where nothing is."""
     for part, now in new.items():
+        if part == _REFERENCE:  # what the model is called, which is compared by its content
+            continue
         before = old.get(part, {})
         for name in sorted(now.keys() | before.keys()):
             if now.get(name) == before.get(name):

@@ -93,7 +93,17 @@ def _unreadable(path: Path, error: OSError) -> OutputWriteFailed:
     )
 
 
-def _read(frames: Iterator[tuple[int, bytes]]) -> Recorded | None:
+def read_pins(held: Held) -> Pins | None:
+    """What the journal is good for; None where there is none. Raises OutputWriteFailed."""
+    try:
+        begun = _begun(_frames(held.descriptor))
+    except OSError as error:
+        raise _unreadable(held.path, error) from error
+    return begun.pins if begun else None
+
+
+def _begun(frames: Iterator[tuple[int, bytes]]) -> _Content | None:
+    """The first two frames; None where they are no beginning of a journal."""
     begin, state = next(frames, None), next(frames, None)
     if begin is None or state is None or state[1] not in (_UNPUBLISHED, _PUBLISHED):
         return None
@@ -104,7 +114,13 @@ def _read(frames: Iterator[tuple[int, bytes]]) -> Recorded | None:
     is_pins = isinstance(pins, dict) and all(isinstance(part, dict) for part in pins.values())
     if begin[1][:1] != b"P" or not is_pins:
         return None
-    content = _Content(pins, state[1] == _PUBLISHED, state[0])
+    return _Content(pins, state[1] == _PUBLISHED, state[0])
+
+
+def _read(frames: Iterator[tuple[int, bytes]]) -> Recorded | None:
+    content = _begun(frames)
+    if content is None:
+        return None
     for offset, payload in frames:
         try:
             content.take(offset + _HEAD.size, payload)
@@ -117,7 +133,7 @@ class _Content:
     """What the frames read so far come to."""
 
     def __init__(self, pins: Pins, published: bool, state: int) -> None:
-        self._pins = pins
+        self.pins = pins
         self._published = published
         self._state = state
         self._end = state + _HEAD.size + len(_PUBLISHED)
@@ -147,7 +163,7 @@ class _Content:
 
     def recorded(self) -> Recorded:
         return Recorded(
-            self._pins,
+            self.pins,
             self._published,
             self._runs,
             self._rows,

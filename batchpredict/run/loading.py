@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batchpredict import s3
 from batchpredict.cgroup import effective_cores
 from batchpredict.errors import ConfigInvalid
 from batchpredict.job import Job
 from batchpredict.model.manifest import Golden
 from batchpredict.model.outputs import HeadOptions
-from batchpredict.model.package import ModelPackage, read_package
+from batchpredict.model.package import ModelPackage
 from batchpredict.model.session import Session, open_session
+from batchpredict.run.fetching import Fetched, fetch
 from batchpredict.run.planning import Plan, plan_of
 from batchpredict.run.room import room_of
 from batchpredict.run.scorer import Binding, Scorer
@@ -24,38 +26,44 @@ from batchpredict.signals import check_signals, deferred
 
 # Golden scores are written with six decimals and may come from another kind of CPU; other
 # precisions move a probability by as much as the largest difference measured on real models.
-_GOLDEN_TOLERANCE = {"model": 1e-4, "bf16": 0.05, "int8": 0.3}
+_GOLDEN_TOLERANCE = {"model": 1e-4, "bf16": 0.05, "int8": 0.3, "int4": 0.3}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory and the plan it runs by, shared by all inputs of a job."""
 
-    package: ModelPackage
+    fetched: Fetched
     session: Session
     options: HeadOptions
     plan: Plan
+
+    @property
+    def package(self) -> ModelPackage:
+        return self.fetched.package
 
     def scorer(self, binding: Binding) -> Scorer:
         """A Scorer for one input's columns. Raises BatchPredictError where they do not fit."""
         return Scorer(self.package, binding, self.options, self.plan.tuning, self.session)
 
 
-def load_model(
-    job: Job, package: ModelPackage | None = None, *, parquet: bool = False
-) -> LoadedModel:
+def load_model(job: Job, fetched: Fetched | None = None, *, parquet: bool = False) -> LoadedModel:
     """Read, load and check a model with its golden rows. Raises Unavailable, ConfigInvalid.
 
-    `package`: the model, if the caller has read it. `parquet`: whether an output is written as
-    such, which takes memory of its own.
+    `fetched`: the model, if the caller has it; else it is held in the cache until this process
+    ends. `parquet`: whether an output is written as such, which takes memory of its own.
     """
+    if fetched is None:
+        s3.connect_to(job.endpoint_url, job.service)
+        fetched = fetch(job)
     with deferred():
-        model = _load(job, package or read_package(job.model), parquet)
+        model = _load(job, fetched, parquet)
     check_signals()
     return model
 
 
-def _load(job: Job, package: ModelPackage, parquet: bool) -> LoadedModel:
+def _load(job: Job, fetched: Fetched, parquet: bool) -> LoadedModel:
+    package = fetched.package
     room = room_of(job, package, parquet=parquet)
     callers = job.workers
     if room is not None:
@@ -69,7 +77,7 @@ def _load(job: Job, package: ModelPackage, parquet: bool) -> LoadedModel:
         callers=callers,
     )
     model = LoadedModel(
-        package,
+        fetched,
         session,
         HeadOptions(job.scores, job.threshold, job.outputs, job.prefix),
         plan_of(job, session, stored_tuning(job, package, session), room),
@@ -111,11 +119,15 @@ def _check_golden(model: LoadedModel) -> None:
     offered = pa.schema([(name, pa.string()) for name in names])
     scorer = Scorer(model.package, Binding(offered), options, model.plan.tuning, model.session)
     scored = scorer.score(columns)
+    # A variant keeps the rows of the model that it was made from.
+    made_from = model.package.manifest.made_from
+    precisions = (model.session.precision, made_from.precision if made_from else "model")
+    within = max(_GOLDEN_TOLERANCE[precision] for precision in precisions)
     if scored.faults:
         fault = scored.faults[0]
         raise _golden_error(model, fault.index, fault.message)
     for number, (entry, found) in enumerate(zip(golden, scored.added.to_pylist(), strict=True)):
-        wrong = _golden_difference(entry, found, _GOLDEN_TOLERANCE[model.session.precision])
+        wrong = _golden_difference(entry, found, within)
         if wrong:
             raise _golden_error(model, number, wrong)
 

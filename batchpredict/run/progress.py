@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from batchpredict.data.locations import STDIO
-from batchpredict.data.sources import LocalSource
+from batchpredict.data.sources import InputSource
 from batchpredict.run.receipt import Counts, Receipt
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,11 @@ class Progress:
 
     def __init__(self, bar: bool | None) -> None:
         self._shown = sys.stderr.isatty() if bar is None else bar
-        self._source: LocalSource | None = None
+        self._source: InputSource | None = None
         self._bar: Any = None
         self._begin = self._logged = self._told = time.monotonic()
 
-    def __call__(self, counts: Counts, source: LocalSource) -> None:
+    def __call__(self, counts: Counts, source: InputSource) -> None:
         """Show where the run is."""
         if source is not self._source:
             self.close()
@@ -47,6 +48,13 @@ class Progress:
                 "%s: %s rows%s, %s rows/s", source.name, f"{counts.read:,}", share, f"{rate:,.0f}"
             )
 
+    def transferred(self, count: int) -> None:
+        """Show how many bytes of the model have come."""
+        if self._shown and self._bar is None:
+            self._bar = _transfer_bar("fetching the model", None)
+        if self._bar is not None:
+            self._bar.update(count)
+
     def published(self, receipt: Receipt) -> None:
         """Say what has become of an input."""
         self.close()
@@ -60,7 +68,7 @@ class Progress:
         if codes := receipt.rejects.codes:
             logger.warning("%s", lost(receipt.inputs[0].path, codes))
 
-    def _new_bar(self, source: LocalSource) -> Any:
+    def _new_bar(self, source: InputSource) -> Any:
         from tqdm import tqdm
 
         return tqdm(
@@ -80,6 +88,22 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def transferring(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, which is told of bytes."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with _transfer_bar(what, total) as bar:
+        yield bar.update
+
+
+def _transfer_bar(what: str, total: int | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, leave=False, file=sys.stderr)
 
 
 def _short(name: str) -> str:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import BinaryIO
 
 from batchpredict import __version__
-from batchpredict.data.drafts import Draft, remove_abandoned, write_durably
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
-from batchpredict.data.sources import LocalSource
-from batchpredict.data.storage import reason_at
+from batchpredict.data.outputs import (
+    OutputDraft,
+    draft_of,
+    has_directory,
+    remove_output,
+    write_small,
+)
+from batchpredict.data.sources import InputSource
 from batchpredict.errors import (
     BatchPredictError,
     OutputNotCreatable,
     OutputWriteFailed,
     Terminated,
+    Unavailable,
 )
 from batchpredict.job import Job
 from batchpredict.model.session import runtime_version
@@ -62,14 +66,14 @@ class Publication:
         # Told what is durable and about to be published, while nothing is visible yet.
         self.announce: Callable[[Receipt], None] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
-        self._draft: Draft | None = None
+        self._draft: OutputDraft | None = None
         self._published = False
 
     def open_output(self) -> BinaryIO:
         """Where the writer writes. Raises OutputNotCreatable."""
         name = self._task.output
         compression = compression_of(name) if name != STDIO else ""
-        self._draft = Draft(name, compression)
+        self._draft = draft_of(name, compression)
         return self._draft.stream
 
     def abandon_output(self) -> None:
@@ -77,7 +81,7 @@ class Publication:
         if self._draft:
             self._draft.abandon()
 
-    def publish(self, source: LocalSource | InputFile, counts: Counts) -> Receipt:
+    def publish(self, source: InputSource | InputFile, counts: Counts) -> Receipt:
         """Make everything durable, then visible. Raises OutputWriteFailed, TryAgain.
 
         `source`: an InputFile where an earlier run has read the input.
@@ -102,16 +106,16 @@ class Publication:
             else:
                 _remove_stale(self._task.rejects)
             if self._draft:
-                self._draft.publish()
+                receipt = replace(receipt, output=self._draft.publish())
         times = self._times
         receipt = replace(receipt, stages=_rounded(times.seconds), cpu_seconds=_cpu(times))
         if self._task.receipt:
-            write_durably(Path(self._task.receipt), receipt.to_json(), "--receipt_file")
+            write_small(self._task.receipt, receipt.to_json(), "--receipt_file")
         self._published = True
         remove_failure(self._task)
         return receipt
 
-    def _read_to_end(self, source: LocalSource) -> InputFile:
+    def _read_to_end(self, source: InputSource) -> InputFile:
         whole = self._job.limit is None
         digest = source.finish() if whole else None
         if not whole:
@@ -127,14 +131,14 @@ class Publication:
         if self._published:
             return
         target = self._task.failed or self._task.receipt
-        if target is not None and not _is_directory(Path(target).absolute().parent):
+        if target is not None and not has_directory(target):
             return
         receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
         with _second_to(error):
             receipt = self._with_failed_rejects(receipt)
         if target:
             with _second_to(error):
-                write_durably(Path(target), receipt.to_json())
+                write_small(target, receipt.to_json())
 
     def _with_failed_rejects(self, receipt: Receipt) -> Receipt:
         rejects = self.rejects.finish()
@@ -147,7 +151,8 @@ class Publication:
 
     def _receipt(self, exit_code: int, counts: Counts) -> Receipt:
         ended = now()
-        package, plan = self._model.package, asdict(self._model.plan)
+        fetched, package = self._model.fetched, self._model.package
+        plan = asdict(self._model.plan)
         seconds = max(self._times.elapsed(), 1e-9)
         first = self._times.first_row_seconds
         return Receipt(
@@ -162,10 +167,12 @@ class Publication:
                 "precision": self._model.session.precision,
             },
             model={
-                "name": package.name,
-                "version": package.version,
-                "alias": None,
+                "name": fetched.name,
+                "version": fetched.version,
+                "alias": fetched.alias,
                 "sha256": package.digest,
+                "manifest_sha256": fetched.manifest_sha256,
+                "store": fetched.store,
             },
             inputs=(InputFile(self._task.input, None, None, None),),
             output=None,
@@ -186,6 +193,7 @@ class Publication:
             peak_memory_bytes=peak_memory_bytes(),
             resumed=self.resumed,
             suspects=self.suspects,
+            warnings=fetched.warnings,
             retried=self.retried,
         )
 
@@ -206,20 +214,7 @@ def remove_failure(task: Task) -> None:
 def _remove_stale(name: str | None) -> None:
     """Remove what an earlier run left, killed or not; a device or a pipe is not ours to remove."""
     if name and not is_stream(name):
-        try:
-            Path(name).unlink(missing_ok=True)
-            remove_abandoned(Path(os.path.realpath(name)))
-        except OSError as error:
-            raise OutputNotCreatable(
-                f"{name}: cannot be removed: {reason_at(Path(name), error)}; remove it"
-            ) from error
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # its mount has gone
-        return False
+        remove_output(name)
 
 
 @contextmanager
@@ -228,13 +223,13 @@ def _second_to(error: BaseException) -> Iterator[None]:
     try:
         yield
     except BatchPredictError as second:
-        if not isinstance(error, OutputNotCreatable | OutputWriteFailed):
+        if not isinstance(error, OutputNotCreatable | OutputWriteFailed | Unavailable):
             logger.warning("what failed could not be written down: %s", second)
 
 
-def _input_file(source: LocalSource, digest: str | None) -> InputFile:
+def _input_file(source: InputSource, digest: str | None) -> InputFile:
     size = source.position if source.size is None and digest else source.size
-    return InputFile(source.name, size, source.modified_ns, digest)
+    return InputFile(source.name, size, source.modified_ns, digest, source.etag)
 
 
 def _message_of(error: BaseException) -> str:

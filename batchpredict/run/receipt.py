@@ -30,13 +30,15 @@ class Counts:
 class InputFile:
     """An input's stored bytes. `modified_ns`: when it was last changed, since the epoch.
 
-    None where unknown: a pipe's time, the sha256 where not all was read (`--limit`).
+    None where unknown: a pipe's time, the sha256 where not all was read (`--limit`). `etag`: of an
+    object.
     """
 
     path: str
     size: int | None
     modified_ns: int | None
     sha256: str | None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Receipt:
     was scored (`run`), and since its start (`process`). A provider that computes in threads of
     its own is in these two alone. `first_row_seconds`: from the start of the process to the end
     of the first batch. `suspects`: numbers of rows without a score that were in flight, alone, when
-    runs before died.
+    runs before died. `model`: `manifest_sha256` and `store` are None where it came from no store.
+    `warnings`: what the operator should know of how the model was come by.
     """
 
     run_id: str
@@ -100,6 +103,7 @@ class Receipt:
     peak_memory_bytes: int
     resumed: Resumed = Resumed()
     suspects: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
     retried: Retried | None = None
     message: str | None = None
 
@@ -109,6 +113,9 @@ class Receipt:
         for name in ("message", "retried"):
             if content[name] is None:
                 del content[name]
+        for stored in filter(None, (*content["inputs"], content["output"])):
+            if stored["etag"] is None:
+                del stored["etag"]
         text = json.dumps(content, indent=2, ensure_ascii=False)
         # A file name need not be UTF-8; JSON has an escape for what it holds instead.
         return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
-from batchpredict.data.drafts import check_creatable
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task, tasks_of
-from batchpredict.data.sources import InputDiffers, LocalSource
+from batchpredict.data.outputs import check_buckets, check_creatable
+from batchpredict.data.sources import InputDiffers, InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.job import Job
-from batchpredict.model.package import read_package
 from batchpredict.run.deadline import NEVER, Deadline
+from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.opening import open_task
 from batchpredict.run.pipeline import StageTimes
@@ -28,6 +28,7 @@ from batchpredict.run.resuming import (
     is_left_alone,
     journal_of,
     locked,
+    pinned_model,
     suspects_of,
 )
 from batchpredict.run.scoring import Work, score
@@ -38,7 +39,7 @@ from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
 
-Watch = Callable[[Counts, LocalSource], None]
+Watch = Callable[[Counts, InputSource], None]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,14 @@ class Outcome:
     exit_code: int
 
 
-def run(job: Job, watch: Watch, published: Callable[[Receipt], None] | None = None) -> Outcome:
-    """Score every input of a job. `watch` is told after each window, `published` of each input.
+def run(
+    job: Job,
+    watch: Watch,
+    published: Callable[[Receipt], None] | None = None,
+    transferred: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Score every input of a job. `watch` is told after each window, `published` of each input,
+    `transferred` of bytes of the model that are fetched.
 
     One input's InputInvalid or InputMissing is logged and the others go on; every other error
     ends the job. With one input every error is raised.
@@ -58,14 +65,15 @@ def run(job: Job, watch: Watch, published: Callable[[Receipt], None] | None = No
     tasks, missing = tasks_of(job)
     check_resumable(tasks, job)
     _check_creatable(tasks, job)
-    with locked(tasks, job) as locks:
+    with locked(tasks, job) as locks, ExitStack() as held:
         deadline = Deadline.after(job.max_seconds)
-        package = read_package(job.model)
-        done = {task: already_done(task, job, package.digest, locks[task.output]) for task in tasks}
+        fetched = held.enter_context(fetch(job, pinned_model(locks, tasks, job), transferred))
+        digest = fetched.package.digest
+        done = {task: already_done(task, job, digest, locks[task.output]) for task in tasks}
         left = [task for task, code in done.items() if code is None]
         check_space(left, job)
         parquet = any(task.output_format == "parquet" for task in left)
-        model = load_model(job, package, parquet=parquet) if left else None
+        model = load_model(job, fetched, parquet=parquet) if left else None
         receipts: list[Receipt] = []
         codes = [code for code in done.values() if code is not None]
         for lost in missing:
@@ -91,7 +99,7 @@ def run(job: Job, watch: Watch, published: Callable[[Receipt], None] | None = No
         return Outcome(tuple(receipts), code)
 
 
-def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
+def _check_creatable(tasks: Sequence[Task], job: Job) -> None:
     """Whatever is to be written, checked before any work."""
     for task in tasks:
         check_creatable(task.output, job.output_dir, "--output_file or --output_dir")
@@ -101,6 +109,8 @@ def _check_creatable(tasks: Iterable[Task], job: Job) -> None:
         if task.receipt:
             below = None if job.receipt_file else job.output_dir
             check_creatable(task.receipt, below, "--receipt_file")
+    written = (name for task in tasks for name in (task.output, task.rejects, task.receipt))
+    check_buckets(filter(None, written))
 
 
 def rehearse(job: Job) -> tuple[str, ...]:
@@ -110,12 +120,12 @@ def rehearse(job: Job) -> tuple[str, ...]:
         raise missing[0]
     check_resumable(tasks, job)
     _check_creatable(tasks, job)
-    package = read_package(job.model)
-    left = [task for task in tasks if not is_left_alone(task, job, package.digest)]
-    if not left:
-        return ()
-    model = load_model(job, package, parquet=any(t.output_format == "parquet" for t in left))
-    return tuple(_rehearse_task(task, job, model) for task in left)
+    with fetch(job) as fetched:
+        left = [t for t in tasks if not is_left_alone(t, job, fetched.package.digest)]
+        if not left:
+            return ()
+        model = load_model(job, fetched, parquet=any(t.output_format == "parquet" for t in left))
+        return tuple(_rehearse_task(task, job, model) for task in left)
 
 
 def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
@@ -162,7 +172,7 @@ def run_task(
 
 
 @contextmanager
-def _unless_changed(source: LocalSource) -> Iterator[None]:
+def _unless_changed(source: InputSource) -> Iterator[None]:
     """Raise TryAgain where an input is invalid only because it changed while it was read."""
     try:
         yield
@@ -199,7 +209,7 @@ def _attempt(
     tally = Tally(task, job.budget)
     with Publication(task, job, model, times) as publication:
         try:
-            source = LocalSource(task.input)
+            source = source_of(task.input)
             with (
                 closing(source),
                 journal_of(task, job, model, source, held) as journal,

@@ -44,7 +44,8 @@ def split(url: str) -> Address:
         raise UsageError(f"{url}: is not of the form s3://BUCKET/KEY")
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
     if bucket and not _BUCKET.fullmatch(bucket):
-        raise UsageError(f"{url}: {bucket!r} is not the name of a bucket")
+        # Not shown: some write credentials there.
+        raise UsageError("s3://…: what follows is not the name of a bucket; give s3://BUCKET/KEY")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
