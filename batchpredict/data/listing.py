@@ -51,8 +51,10 @@ def matching(address: s3.Address) -> list[str]:
     """
     before = _MAGIC.split(address.key, maxsplit=1)[0]
     patterns = address.key.split("/")
+    rest = address.key[len(before) :]
+    directly = "/" not in rest and "**" not in rest  # what lies deeper need not be listed
     try:
-        found = list(s3.store().list(s3.Address(address.bucket, before)))
+        found = list(s3.store().list(s3.Address(address.bucket, before), directly=directly))
     except s3.Missing as error:
         raise InputMissing(str(error)) from error
     return [s.address.url for s in found if matches(s.address.key.split("/"), patterns)]
@@ -67,6 +69,8 @@ def matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
         return fits and matches(parts[1:], patterns[1:])
     if len(patterns) == 1:
         return bool(parts) and all(_fits(part, "*") for part in parts)
+    if patterns[1] == "**":  # the second adds nothing, but exponentially many ways to match
+        return matches(parts, patterns[1:])
     folders = len(list(itertools.takewhile(lambda part: _fits(part, "*"), parts)))
     return any(matches(parts[skipped:], patterns[1:]) for skipped in range(folders + 1))
 

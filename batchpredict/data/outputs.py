@@ -67,7 +67,7 @@ def read_small(name: str) -> bytes | None:
         if s3.is_url(name):
             return s3.store().read(s3.parse(name), _MOST_SMALL)[0]
         return Path(name).read_bytes()
-    except (OSError, s3.Missing):
+    except (OSError, s3.Missing, s3.Denied):  # what is not there is denied to who may not list it
         return None
 
 

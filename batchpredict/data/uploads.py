@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -18,6 +19,8 @@ from batchpredict import s3
 from batchpredict.data.state import make_state_directory, state_directory
 from batchpredict.data.storage import reason
 from batchpredict.errors import OutputNotCreatable
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 4096
 
@@ -29,7 +32,8 @@ def object_state(name: str, suffix: str) -> Path:
         raise OutputNotCreatable(
             f"{name}: its journal has no place: HOME is not set; set it or XDG_STATE_HOME"
         )
-    key = hashlib.sha256(s3.parse(name).url.encode()).hexdigest()[:32]
+    place = f"{s3.endpoint() or ''} {s3.parse(name).url}"
+    key = hashlib.sha256(place.encode()).hexdigest()[:32]
     return directory / f"{key}{suffix}"
 
 
@@ -83,6 +87,12 @@ def abort_abandoned(name: str) -> None:
                 if upload_id:
                     s3.store().abort_stale(s3.parse(name), upload_id)
                 note.unlink(missing_ok=True)
+        except s3.Denied as error:  # who may not abort may write all the same
+            logger.warning(
+                "%s; parts that a killed run has uploaded stay, and are paid for: have them "
+                "aborted (s3:AbortMultipartUpload)",
+                error,
+            )
         except (BlockingIOError, FileNotFoundError):  # still being written; over just now
             continue
         except OSError as error:

@@ -63,7 +63,7 @@ def _input_pins(task: Task, source: InputSource) -> dict[str, Any]:
     return {
         "path": _place(task.input),
         "size": source.size,
-        "modified_ns": source.modified_ns,
+        "modified_ns": None if source.etag else source.modified_ns,  # see InputSource.is_of
         "fingerprint": source.fingerprint(),
     }
 

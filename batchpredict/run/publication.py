@@ -112,7 +112,10 @@ class Publication:
         if self._task.receipt:
             write_small(self._task.receipt, receipt.to_json(), "--receipt_file")
         self._published = True
-        remove_failure(self._task)
+        try:
+            remove_failure(self._task)
+        except Unavailable as error:  # what is published has not failed
+            logger.warning("%s; what a failed run had left beside the output stays", error)
         return receipt
 
     def _read_to_end(self, source: InputSource) -> InputFile:

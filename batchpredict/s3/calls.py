@@ -82,14 +82,22 @@ class Calls:
     @property
     def checks_md5(self) -> bool:
         """AWS gets boto3's own checksums. Others may not even check the signed SHA-256."""
-        return not is_aws(self._connected().meta.endpoint_url)
+        try:
+            return not is_aws(self._connected().meta.endpoint_url)
+        except Exception as error:
+            ours = explained(error, "s3://")
+            if ours is error:
+                raise
+            raise ours from None
 
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
                 try:
                     self._client = client(self._connection)
-                except ValueError:
+                except ValueError as error:
+                    if type(error) is not ValueError:  # botocore's own, of the region
+                        raise
                     raise ConfigInvalid(
                         "the endpoint of the object store is not a http:// or https:// URL"
                     ) from None

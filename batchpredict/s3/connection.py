@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchpredict import cloudfoundry
-from batchpredict.errors import UsageError
+from batchpredict.errors import ConfigInvalid, UsageError
 
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 30
@@ -30,11 +30,24 @@ def settle(endpoint_url: str | None, service: str | None) -> Connection:
     """Raises UsageError and ConfigInvalid. A service that is named wins over the environment."""
     own = not service and any(os.environ.get(name) for name in _OWN_CREDENTIALS)
     binding = None if own else cloudfoundry.binding(service)
-    if endpoint_url and urlsplit(endpoint_url).scheme not in ("http", "https"):
-        raise UsageError(f"--endpoint_url {endpoint_url}: is not a http:// or https:// URL")
-    if endpoint_url and "@" in urlsplit(endpoint_url).netloc:
-        raise UsageError("--endpoint_url: credentials do not belong in it")
+    if endpoint_url:
+        _check_url(endpoint_url)
     return Connection(endpoint_url or None, binding)
+
+
+def _check_url(endpoint_url: str) -> None:
+    """Raises UsageError, without the URL: it may have credentials."""
+    try:
+        parts = urlsplit(endpoint_url)
+        _ = parts.port
+    except ValueError:
+        raise UsageError(
+            "--endpoint_url: is not a URL; give https://HOST or http://HOST:PORT"
+        ) from None
+    if parts.scheme not in ("http", "https"):
+        raise UsageError("--endpoint_url: is not a http:// or https:// URL")
+    if "@" in parts.netloc:
+        raise UsageError("--endpoint_url: credentials do not belong in it")
 
 
 def is_aws(endpoint_url: str) -> bool:
@@ -69,9 +82,16 @@ def client(connection: Connection) -> Any:
 
 
 def endpoint_of(connection: Connection) -> str | None:
-    """Of a store that is not AWS's own; None where boto3 finds out. May have credentials."""
-    binding = connection.binding
-    return connection.endpoint_url or _from_environment() or _from_binding(binding)
+    """Of a store that is not AWS's own; None where boto3 finds out. May have credentials.
+
+    Raises ConfigInvalid.
+    """
+    try:
+        url = connection.endpoint_url or _from_environment() or _from_binding(connection.binding)
+        _ = urlsplit(url or "").port
+    except ValueError:
+        raise ConfigInvalid("the endpoint of the object store is not a URL") from None
+    return url
 
 
 def _from_environment() -> str | None:

@@ -165,6 +165,8 @@ def _failed(error: Exception, url: str, endpoint: str) -> Exception:
         )
     if isinstance(error, boto.ProfileNotFound):
         return Unavailable(f"{url}: AWS_PROFILE names a profile that does not exist")
+    if isinstance(error, boto.InvalidRegionError):
+        return ConfigInvalid(f"{url}: the region is not the name of one; check AWS_REGION")
     if isinstance(error, boto.ConfigParseError | boto.InvalidConfigError | boto.NoRegionError):
         return ConfigInvalid(f"{url}: the AWS configuration is wrong ({type(error).__name__})")
     if isinstance(error, boto.ParamValidationError):
