@@ -159,6 +159,28 @@ def test_named_versions_are_exact_too(folder: Store, asked: list[str], tmp_path:
     assert asked == []
 
 
+def test_a_digest_alone_says_nothing_of_latest(folder: Store) -> None:
+    first = folder.manifest("reviews", "1").sha256
+    assert get(folder, f"reviews#sha256:{first}").version == "1"
+    assert get(folder).version == "2"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_no_digest_but_the_accepted_one(folder: Store, tmp_path: Path, *, offline: bool) -> None:
+    get(folder)
+    get(folder, "reviews@1")
+    first, other = folder.manifest("reviews", "1").sha256, "a" * 64
+    with pytest.raises(ConfigInvalid, match="not accepted"):
+        get(folder, f"reviews@latest#sha256:{first}")
+    if not offline:
+        unreachable(tmp_path)
+    for model in (f"reviews#sha256:{other}", f"reviews@latest#sha256:{first}"):
+        with pytest.raises(Unavailable):
+            get(folder, model, offline=offline)
+    with pytest.raises(Unavailable):
+        get(folder, f"reviews@1#sha256:{other}", offline=offline)
+
+
 def test_a_store_that_cannot_be_reached(
     folder: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -326,6 +348,20 @@ def test_an_interrupted_run_goes_on_with_its_version(folder: Store, tmp_path: Pa
     assert get(folder, pinned=pinned).version == "1"
 
 
+def test_what_was_rolled_back_is_not_gone_on_with(
+    folder: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = get(folder)
+    pinned = Pinned("reviews", "2", "latest", before.manifest_sha256 or "")
+    folder.rollback("reviews", "latest")
+    assert get(folder, pinned=pinned).version == "1"
+    assert "version 2, which was rolled back" in caplog.text
+    # Whether it was cannot be known.
+    assert get(folder, pinned=pinned, offline=True).version == "2"
+    unreachable(tmp_path)
+    assert get(folder, pinned=pinned).version == "2"
+
+
 def test_several_processes_fetch_once(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     source = stores.model(tmp_path / "a", big=os.urandom(20_000_000))
@@ -385,7 +421,7 @@ def test_a_plain_folder_of_a_bucket(
     s3.store().upload(source / "sub/more", s3.Address(s3_bucket, "some/where/sub/more"))
     with fetch(ModelChoice(url)) as fetched:
         assert fetched.manifest_sha256 != first
-    assert len(downloads) == 10
+    assert len(downloads) == 6
     with fetch(ModelChoice(url, offline=True)) as fetched:
         assert fetched.version
     with pytest.raises(Missing):
@@ -405,6 +441,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(s3.S3, "download", told)
     return found
+
+
+def test_a_folder_of_a_bucket_without_a_graph_is_not_fetched(s3_bucket: str) -> None:
+    for key in ("data/a.csv", "model/onnx/model.onnx", "model/tokenizer.json"):
+        s3.store().write(s3.parse(f"s3://{s3_bucket}/{key}"), b"0")
+    for folder in ("", "data/"):
+        with pytest.raises(ConfigInvalid, match=f"{s3_bucket}/{folder}: there is no .onnx"):
+            fetch(ModelChoice(f"s3://{s3_bucket}/{folder}"))
+    assert not list(Cache.of_user().folder.glob("blobs/*"))
 
 
 def test_a_graph_in_a_bucket_with_what_it_needs(

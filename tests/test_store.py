@@ -353,6 +353,43 @@ def test_rollback_skips_what_was_removed(folder: Store, tmp_path: Path) -> None:
         folder.rollback("reviews", "latest")
 
 
+def test_no_push_where_one_of_its_aliases_is_damaged(folder: Store, tmp_path: Path) -> None:
+    stores.pushed(folder, stores.model(tmp_path / "1", "1"), aliases=("champion",))
+    (tmp_path / "store" / "reviews" / "aliases" / "champion.json").write_text("{}")
+    with pytest.raises(ConfigInvalid, match="champion"):
+        stores.pushed(folder, stores.model(tmp_path / "2", "2"), aliases=("champion",))
+    assert folder.versions("reviews") == ("1",)
+
+
+def test_a_rollback_never_ends_where_it_began(folder: Store, tmp_path: Path) -> None:
+    for version in "12":
+        stores.pushed(folder, stores.model(tmp_path / version, version))
+    folder.promote("reviews", "1", "latest")
+    remove(folder, "reviews", "2")
+    with pytest.raises(ConfigInvalid, match=r"nothing to go back to .*\(2 have been removed"):
+        folder.rollback("reviews", "latest")
+
+
+def test_what_is_damaged_or_unfinished_hides_nothing_and_can_be_removed(
+    folder: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in "123":
+        stores.pushed(folder, stores.model(tmp_path / version, version))
+    versions = tmp_path / "store" / "reviews" / "versions"
+    (versions / "1" / "manifest.json").write_text("{}")
+    (versions / "2" / "manifest.json").unlink()
+    (model,) = folder.models()
+    assert [manifest.version for manifest in model.versions] == ["3"]
+    assert model.unfinished == ("1", "2")
+    assert "only layout 1" in caplog.text
+    for version in "12":
+        assert remove(folder, "reviews", version) > 0
+    assert folder.model("reviews").unfinished == ()
+    assert stores.pushed(folder, stores.model(tmp_path / "again", "1")).manifest.version == "4"
+    with pytest.raises(Missing):
+        remove(folder, "reviews", "9")
+
+
 def test_a_promotion_during_a_removal_wins(
     folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,7 +657,7 @@ def test_references_are_parsed_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "a@", "@b", "a b", "a#", "a#sha256:12", f"a#sha256:{'G' * 64}", "a@b@c", "-a",
-             f"a@b#sha256:{'a' * 65}", "a" * 65, "a\n", "ä"]
+             f"a@b#sha256:{'a' * 65}", "a" * 65, "a\n", "ä", "a.onnx", "a.onnx@1"]
 )  # fmt: skip
 def test_references_that_are_refused(text: str) -> None:
     with pytest.raises(UsageError):

@@ -20,6 +20,7 @@ from batchpredict import s3
 from batchpredict.errors import ConfigInvalid, OutputWriteFailed, Unavailable, UsageError
 from batchpredict.job import MODEL_AGE
 from batchpredict.model.package import ModelPackage, read_package
+from batchpredict.model.registry.aliases import Alias
 from batchpredict.model.registry.blobs import Download
 from batchpredict.model.registry.cache import Cache, Held, findings
 from batchpredict.model.registry.plain import PlainFolder
@@ -138,22 +139,29 @@ class FromStore:
         self._watch = watch
         self.reference = reference
         self.url = store.url
-        self.asked = Asked(store.objects.identity, reference.name, selector)
-        self.exact = is_number(selector)
         self.accepted = reference.manifest_sha256
+        if self.accepted and reference.selector is None:
+            # Not what is asked for `latest`, which is another version or will be.
+            selector = f"sha256:{self.accepted}"
+        self.asked = Asked(store.objects.identity, reference.name, selector)
+        self.exact = is_number(selector) or selector == f"sha256:{self.accepted}"
 
     def __str__(self) -> str:
         return str(self.reference)
 
     def is_meant(self, manifest: VersionManifest) -> bool:
-        name, version = manifest.name, manifest.version
-        return name == self.reference.name and not (
-            self.exact and version != self.reference.selector
+        name, selector = self.reference.name, self.reference.selector
+        return manifest.name == name and not (
+            selector and self.exact and manifest.version != selector
         )
 
     def resolve(self) -> tuple[VersionManifest, str | None, str]:
         found = self._store.resolve(self.reference)
         return found.manifest, found.alias, ""
+
+    def alias(self) -> Alias | None:
+        """What the reference's alias names now, and its history. Raises Unavailable."""
+        return self._store.alias(self.asked.name, self.asked.selector)
 
     def version(self, version: str) -> VersionManifest:
         """Raises Missing."""
@@ -255,11 +263,11 @@ class _Fetching:
     def _exact(self) -> Fetched | None:
         """What nobody has to be asked for; None where that is not in the cache."""
         origin = self._origin
-        last = self._cache.last(origin.asked)
-        sha256 = origin.accepted
+        last = self._remembered()
         is_version = origin.exact or (isinstance(origin, FromStore) and last and not last.alias)
-        if sha256 is None and last and is_version:
-            sha256 = last.manifest_sha256
+        sha256 = None
+        if is_version:
+            sha256 = origin.accepted or (last.manifest_sha256 if last else None)
         held = self._cache.look(sha256) if sha256 else None
         if held is None:
             return None
@@ -271,12 +279,20 @@ class _Fetching:
             )
         return self._used(held, None)
 
+    def _remembered(self) -> Resolution | None:
+        """What the store said last, if that may be used."""
+        last = self._cache.last(self._origin.asked)
+        accepted = self._origin.accepted
+        return last if last and accepted in (None, last.manifest_sha256) else None
+
     def _pinned(self, pinned: Pinned) -> Fetched | None:
         origin = self._origin
         same = pinned.name == origin.asked.name and pinned.alias == origin.asked.selector
         if not (isinstance(origin, FromStore) and same):
             return None
         if origin.accepted not in (None, pinned.manifest_sha256):
+            return None
+        if not self._offline and self._is_rolled_back(origin, pinned):
             return None
         held = self._cache.look(pinned.manifest_sha256)
         if held is None and not self._offline:
@@ -292,6 +308,22 @@ class _Fetching:
             held.release()
             return None
         return self._used(held, pinned.alias)
+
+    def _is_rolled_back(self, origin: FromStore, pinned: Pinned) -> bool:
+        """Whether somebody has taken the version back since; what it may be instead is told."""
+        try:
+            alias = origin.alias()
+        except Unavailable as error:
+            logger.info("%s", error)
+            return False
+        if alias is None or alias.version == pinned.version:
+            return False
+        said = f"{origin}: names version {alias.version} now; the interrupted run used version"
+        if pinned.version not in alias.past():
+            logger.warning("%s %s, which was rolled back; starting over", said, pinned.version)
+            return True
+        logger.warning("%s %s and goes on with it (unless --no_resume)", said, pinned.version)
+        return False
 
     def _fetched_again(self, origin: FromStore, pinned: Pinned) -> Held | None:
         try:
@@ -328,7 +360,7 @@ class _Fetching:
 
     def _instead(self, error: Unavailable) -> Fetched:
         """What the store said last, now that it says nothing."""
-        last = self._cache.last(self._origin.asked)
+        last = self._remembered()
         most = MODEL_AGE if self._most_age is None else self._most_age
         held = self._cache.look(last.manifest_sha256) if last and last.age <= most else None
         if last is None:
@@ -348,7 +380,7 @@ class _Fetching:
 
     def _last(self) -> Fetched:
         """What the store said last, where it is not to be asked."""
-        last = self._cache.last(self._origin.asked)
+        last = self._remembered()
         held = self._cache.look(last.manifest_sha256) if last else None
         if last is None or held is None:
             raise Unavailable(

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -147,7 +148,10 @@ class Cache:
             _check_files(home / _FILES, manifest)
             try:
                 os.utime(descriptor)
-            except PermissionError:  # prepared by somebody else, who does not prune it either
+            except OSError as error:
+                # Prepared by somebody else, who does not prune it either.
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+                    raise
                 logger.debug("%s: its time of use cannot be noted", home)
         except BaseException:
             os.close(descriptor)
@@ -190,10 +194,18 @@ class Cache:
         with self._errors():
             self._prepare()
             part = self.folder / "blobs" / f"{file.sha256}.part"
+            known = part.with_suffix(".sha256")
             with cache_locks.waiting(self._locks / file.sha256, file.path):
-                digest = download(file, part)
-                self._blobs.take_in(part, digest)
+                # Another process may have fetched it while this one waited.
+                digest = known.read_text("ascii", "replace") if known.is_file() else ""
+                if not (re.fullmatch(r"[0-9a-f]{64}", digest) and self._has(digest, file.size)):
+                    digest = download(file, part)
+                    self._blobs.take_in(part, digest)
+                    known.write_text(digest)
             return versions.StoredFile(file.path, file.size, digest)
+
+    def _has(self, digest: str, size: int) -> bool:
+        return is_regular(self.folder / "blobs" / digest, size)
 
     def blob(self, file: versions.StoredFile) -> Path:
         """Where the content of a file is that was taken in."""

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from re import fullmatch
 
 from batchpredict import s3
 from batchpredict.errors import ConfigInvalid
@@ -137,6 +138,9 @@ class PlainFolder:
                 )
         if not found:
             raise Missing(f"{self}: there are no objects; check the name of the folder")
+        # Else all of a bucket would be fetched because of a slip of the pen.
+        if not any(fullmatch(r"(onnx/)?[^/]+\.onnx", path) for path in found):
+            raise ConfigInvalid(f"{self}: there is no .onnx file; name the model's own folder")
         return found
 
     def _graph_and_companions(self, last: tuple[str, VersionManifest] | None) -> _Objects:

@@ -18,7 +18,7 @@ from batchpredict.model.registry.collecting import Collected
 from batchpredict.model.registry.reference import (
     LATEST,
     check_alias,
-    check_name,
+    check_model,
     check_version,
     is_name,
     is_number,
@@ -92,7 +92,7 @@ def push(
     (names, a version that is taken), TryAgain (a file changed, others push too much) and what
     Store raises.
     """
-    check_name(name, "a model")
+    check_model(name)
     store.objects.prepare()
     _check(store, name, options)
     content = content_sha256(model.files, options.metadata)
@@ -120,6 +120,7 @@ def _check(store: Store, name: str, options: PushOptions) -> None:
     """Whatever can be wrong, before anything is stored. Raises UsageError."""
     for alias in options.moves():
         check_alias(alias)
+        store.alias(name, alias)  # raises where it is damaged, and no alias is to be moved alone
         if alias == options.version or store.is_claimed(name, alias):
             raise UsageError(f"{alias!r}: is a version of {name}, no alias can have this name")
     if options.version is not None:

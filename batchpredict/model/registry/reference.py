@@ -48,7 +48,7 @@ def parse_reference(text: str) -> Reference:
     found = _DIGEST.fullmatch(digest)
     if sharp and not found:
         raise UsageError(f"{text!r}: after # comes sha256: and 64 hexadecimal digits (0-9, a-f)")
-    check_name(name, "a model")
+    check_model(name)
     if at:
         check_name(selector, "an alias or version")
     return Reference(name, selector if at else None, found[1] if found else None)
@@ -67,6 +67,13 @@ def check_name(text: str, what: str) -> None:
     """Raises UsageError where it is no name of a model or version."""
     if not is_name(text):
         raise UsageError(f"{text!r}: does not name {what}: {_RULE}")
+
+
+def check_model(text: str) -> None:
+    """Raises UsageError where `--model` could not name a model of a store so."""
+    check_name(text, "a model")
+    if not is_reference(text):
+        raise UsageError(f"{text!r}: does not name a model of a store: .onnx at its end is a path")
 
 
 def check_alias(text: str) -> None:

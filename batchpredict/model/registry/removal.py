@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from batchpredict.errors import UsageError
+from batchpredict.errors import ConfigInvalid, UsageError
 from batchpredict.model.registry.aliases import now
 from batchpredict.model.registry.pushing import Claim, read_claim
 from batchpredict.model.registry.reference import check_name, check_version
@@ -22,16 +22,13 @@ def remove(store: Store, name: str, version: str) -> int:
     check_name(name, "a model")
     check_version(version)
     _check_unnamed(store, name, version)
-    try:
-        manifest = store.manifest(name, version)
-    except Missing:
-        # A push that was killed is gone on with by the next of the same: only what a removal has
-        # begun is removed further.
-        if not _is_removed(store, name, version):
-            raise
-    else:
-        _mark(store, name, version, now())
-        store.objects.remove(version_key(name, version, MANIFEST))
+    if not (store.is_claimed(name, version) or version in store.versions(name)):
+        store.manifest(name, version)  # raises
+    _mark(store, name, version, now())
+    # From now on no push completes it: each looks at its claim after it has written the manifest.
+    manifest = _manifest(store, name, version)
+    store.objects.remove(version_key(name, version, MANIFEST))
+    if manifest:
         _put_back_if_named(store, name, version, manifest)
     removed = 0
     for entry in list(store.objects.list(version_key(name, version))):
@@ -59,11 +56,12 @@ def _put_back_if_named(store: Store, name: str, version: str, manifest: VersionM
         raise
 
 
-def _is_removed(store: Store, name: str, version: str) -> bool:
+def _manifest(store: Store, name: str, version: str) -> VersionManifest | None:
+    """None of a version that is not complete, or damaged."""
     try:
-        return read_claim(store, name, version)[0].removed is not None
-    except Missing:
-        return False
+        return store.manifest(name, version)
+    except (Missing, ConfigInvalid):
+        return None
 
 
 def _mark(store: Store, name: str, version: str, removed: str | None) -> None:

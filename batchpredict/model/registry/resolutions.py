@@ -86,7 +86,7 @@ class Resolutions:
                 sha256 = json.loads(read_small(path, _MOST_BYTES))["manifest_sha256"]
             except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 sha256 = ""
-            if not is_cached(str(sha256)):
+            if not (sha256 and is_cached(str(sha256))):
                 path.unlink(missing_ok=True)
 
     def _path(self, asked: Asked) -> Path:

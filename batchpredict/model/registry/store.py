@@ -10,6 +10,7 @@ See pushing.py, removal.py and verification.py for what else is done with one.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from batchpredict.model.registry.reference import (
 )
 from batchpredict.model.registry.versions import MANIFEST, VersionManifest, parse_manifest
 from batchpredict.s3 import Missing, Refused
+
+logger = logging.getLogger(__name__)
 
 # Each time another change of the same alias came in between.
 _MOST_SWAPS = 100
@@ -211,6 +214,8 @@ class Store:
                 yield self.manifest(name, version)
             except Missing:
                 continue
+            except ConfigInvalid as error:  # which is no reason to hide all others
+                logger.warning("%s", error)
 
     def models(self) -> tuple[Model, ...]:
         """Everything in the store, by name."""
@@ -267,7 +272,9 @@ class Store:
         def decide(now: Alias | None) -> Alias:
             if now is None:
                 raise Missing(f"{name}@{alias}: no such alias in {self}; nothing to roll back")
-            target, gone = first_of(reversed(now.past()), lambda v: self.exists(name, v))
+            # Where what lay between was removed, the version it names now may come once more.
+            past = (version for version in reversed(now.past()) if version != now.version)
+            target, gone = first_of(past, lambda v: self.exists(name, v))
             skipped[:] = gone
             if target is None:
                 lost = f" ({', '.join(gone)} have been removed)" if gone else ""
