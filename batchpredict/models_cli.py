@@ -210,14 +210,15 @@ def verify(where: Any, as_json: bool, model: str) -> None:
 
 @_store_command
 @click.argument("name")
-@click.argument("version")
-def remove(where: Any, as_json: bool, name: str, version: str) -> None:
-    """Remove a version that no alias names. Its number is not used again."""
+@click.argument("version", required=False)
+@click.option("--alias", help="Instead, this alias with its history.")
+def remove(where: Any, as_json: bool, name: str, version: str | None, alias: str | None) -> None:
+    """Remove a version that no alias names, or an alias. A number is not used again."""
     from batchpredict.ops import model_tables, models
 
-    removed = models.remove(where, name, version)
-    facts = {"name": name, "version": version, "removed_bytes": removed}
-    _print(as_json, facts, model_tables.removed_text(name, version, removed))
+    removed = models.remove(where, name, version, alias)
+    facts = {"name": name, "version": version, "alias": alias, "removed_bytes": removed}
+    _print(as_json, facts, model_tables.removed_text(name, version or alias or "", removed))
 
 
 @models.command()

@@ -8,11 +8,10 @@ import logging
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,9 @@ Invoke = Callable[..., Done]
 @pytest.fixture
 def invoke(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Invoke]:
-    """`cli.main` in an empty directory; what it changes in the process is put back."""
+) -> Invoke:
+    """`cli.main` in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str | Path) -> Done:
         log.logger.handlers = []
@@ -56,11 +54,7 @@ def invoke(
         out, err = capfd.readouterr()
         return Done(code, out, err)
 
-    yield call
-    signal.signal(signal.SIGTERM, before)
-    log.logger.handlers = []
-    log.logger.setLevel(logging.NOTSET)
-    log.logger.propagate = True
+    return call
 
 
 @pytest.fixture(scope="module")

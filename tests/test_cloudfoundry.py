@@ -154,6 +154,33 @@ def test_the_environment_wins_unless_a_service_is_named(
             assert s3.bound_bucket() is None
             s3.connect_to(None, "models")
             assert s3.bound_bucket() == "bound"
+            assert s3.endpoint() == "https://minio.internal"
+
+
+def test_a_named_service_needs_nothing_of_the_environment(
+    seaweed: s3servers.Server,
+    seaweed_bucket: str,
+    services: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    services({"objectstore": [instance(host=seaweed.url, bucket=seaweed_bucket)]})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    s3.connect_to(None, "models")
+    s3.store().write(s3.parse("s3:///key"), b"content")
+    assert seaweed.client().head_object(Bucket=seaweed_bucket, Key="key")["ContentLength"] == 7
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "AKIAX:hunter2@minio:9000", "http://me:hunter2@minio", "minio:9000"]
+)
+def test_an_endpoint_is_refused_without_showing_it(url: str) -> None:
+    s3.connect_to(url, None)
+    with pytest.raises(UsageError) as refused:
+        s3.store()
+    assert str(refused.value).startswith("--endpoint_url: must be")
+    assert "minio" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_the_bound_store_is_used(

@@ -873,3 +873,9 @@ def test_no_other_md5_is_accepted(seaweed_bucket: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(hashlib, "md5", lambda content, **more: md5(content + b"x", **more))
     with pytest.raises(Unavailable, match="Digest"):
         s3.store().write(at(seaweed_bucket), SMALL)
+
+
+def test_a_region_that_is_none(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu central")
+    with pytest.raises(ConfigInvalid, match="region"):
+        s3.store().head(s3.Address(s3_bucket, "in.csv"))

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from batchpredict import s3
 from batchpredict.data import storage
-from batchpredict.data.listing import matches
+from batchpredict.data.listing import matches, matching
 from batchpredict.data.locations import COMPRESS, compression_of
+from batchpredict.data.uploads import object_state
 from batchpredict.errors import (
     InputInvalid,
     InputMissing,
@@ -717,3 +718,50 @@ def test_a_full_disk_under_a_copy(
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: Full(real(**options)))
     with pytest.raises(OutputWriteFailed, match=r"no space left on device.*TMPDIR"):
         score_name(url, model)
+
+
+def test_a_glob_of_one_level_lists_one(bucket: Bucket, proxy: Proxy) -> None:
+    for key in ("g/a.csv", "g/b.csv", "g/archive/c.csv"):
+        s3.store().write(s3.parse(bucket.url(key)), b"x\n1\n")
+    proxy.forget()
+    assert matching(s3.parse(bucket.url("g/*.csv"))) == [
+        bucket.url("g/a.csv"),
+        bucket.url("g/b.csv"),
+    ]
+    assert proxy.count("delimiter=%2F") == 1
+    assert len(matching(s3.parse(bucket.url("g/**/*.csv")))) == 3
+
+
+def test_repeated_stars_are_one() -> None:
+    parts = ["d"] * 60
+    assert matches([*parts, "a.csv"], ["**"] * 12 + ["*.csv"])
+    assert not matches([*parts, "a.csv"], ["**"] * 12 + ["*.json"])
+
+
+def test_journals_of_two_stores_are_two(
+    bucket: Bucket, proxy: Proxy, s3_server: Server, state: Path
+) -> None:
+    name = bucket.url("scored.csv")
+    found = []
+    for url in (proxy.url, s3_server.url):
+        s3.connect_to(url, None)
+        found.append(object_state(name, ".journal"))
+    assert found[0] != found[1]
+
+
+def test_receipts_that_may_not_be_seen_are_none(
+    tmp_path: Path, bucket: Bucket, proxy: Proxy
+) -> None:
+    model, source = lookup(tmp_path / "model"), bucket.put(written(tmp_path, "csv", ROWS), "in.csv")
+    proxy.add("denied", r"GET .*receipt\.json")
+    receipt = score_name(source, model, output_file=bucket.url("out.csv"), if_done="skip")
+    assert receipt.counts.read == len(ROWS)
+
+
+def test_a_publication_whose_leftovers_cannot_be_removed(
+    tmp_path: Path, bucket: Bucket, proxy: Proxy
+) -> None:
+    model, source = lookup(tmp_path / "model"), bucket.put(written(tmp_path, "csv", ROWS), "in.csv")
+    proxy.add("500", r"HEAD .*\.failed\.json")
+    outcome = run_names(model, source, output_file=bucket.url("out.csv"))
+    assert outcome.exit_code == bucket.receipt("out.csv")["exit_code"]

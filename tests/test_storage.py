@@ -12,7 +12,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import stat
 import struct
 import subprocess
@@ -74,23 +73,16 @@ Command = Callable[..., Done]
 @pytest.fixture
 def command(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Command]:
-    """`cli.main` in an empty directory; what it changes in the process is put back."""
+) -> Command:
+    """`cli.main` in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
 
     def call(*arguments: str) -> Done:
         log.logger.handlers = []
         code = cli.main(arguments)
         return Done(code, capfd.readouterr().err)
 
-    yield call
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-    log.logger.handlers = []
-    log.logger.setLevel(logging.NOTSET)
-    log.logger.propagate = True
+    return call
 
 
 @pytest.fixture(scope="module")

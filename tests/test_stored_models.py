@@ -283,3 +283,13 @@ class TestUnreachable:
         assert warning in capsys.readouterr().err
         error = refused(capsys, 69, "--input_file=rows.csv", "--model=adder", "--max_model_age=0")
         assert "--max_model_age" in error
+
+
+class TestRemoveAlias:
+    def test_a_slip_of_the_pen(self, store: str, capsys: pytest.CaptureFixture[str]) -> None:
+        printed(capsys, "push", "100", "adder", "--alias=chmapion")
+        assert "either a VERSION or an --alias" in refused(capsys, 2, "models", "remove", "adder")
+        assert printed(capsys, "remove", "adder", "--alias=chmapion")["alias"] == "chmapion"
+        (found,) = printed(capsys, "list", "adder")
+        assert [alias["alias"] for alias in found["aliases"]] == ["latest"]
+        refused(capsys, 69, "models", "remove", "adder", "--alias=chmapion")

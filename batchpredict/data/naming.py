@@ -92,7 +92,8 @@ def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
         root = os.path.dirname(path[: path.index(next(c for c in path if c in "*?["))])
         kind = "no file matches"
     elif not os.path.exists(path):
-        raise InputMissing(f"{name}: no such file{_nearest(path)}; check the path")
+        near = "; did you mean s3://BUCKET/KEY?" if name.lower().startswith("s3:") else ""
+        raise InputMissing(f"{name}: no such file{near or _nearest(path)}; check the path")
     else:
         return [(path, os.path.basename(path))]
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from batchpredict.data.object_drafts import ObjectDraft, SpooledDraft
 from batchpredict.data.storage import reason_at
 from batchpredict.data.uploads import abort_abandoned
 from batchpredict.errors import OutputNotCreatable
+
+logger = logging.getLogger(__name__)
 
 # Of a receipt, which holds no rows.
 _MOST_SMALL = 16 << 20
@@ -96,8 +99,20 @@ def _remove_object(name: str) -> None:
     except s3.Missing:
         return  # and removed all the same it would get a delete marker, where versions are kept
     except s3.Denied:
-        pass  # what is not there is denied to who may not list it
-    store.remove(address)
+        _remove_unseen(address)  # what is not there is denied to who may not list it
+    else:
+        store.remove(address)
+
+
+def _remove_unseen(address: s3.Address) -> None:
+    try:
+        s3.store().remove(address)
+    except s3.Denied as error:
+        logger.warning(
+            "%s; if an earlier run has left it, it is out of date: the receipt says what belongs "
+            "to the output",
+            error,
+        )
 
 
 def check_creatable(name: str, output_dir: str | None, option: str) -> None:

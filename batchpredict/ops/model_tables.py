@@ -193,7 +193,7 @@ def rolled_back_text(name: str, done: RolledBack) -> str:
 
 
 def removed_text(name: str, version: str, removed: int) -> str:
-    return f"{name}@{version}: removed, {amount(removed)}"
+    return f"{name}@{version}: removed" + (f", {amount(removed)}" if removed else "")
 
 
 def verified_facts(verified: Verified) -> Facts:

@@ -16,6 +16,7 @@ from batchpredict.model.registry.pushing import Pushed, PushOptions
 from batchpredict.model.registry.pushing import push as push_to
 from batchpredict.model.registry.reference import Reference, parse_reference
 from batchpredict.model.registry.removal import remove as remove_from
+from batchpredict.model.registry.removal import remove_alias
 from batchpredict.model.registry.store import Model, RolledBack, Store, open_store
 from batchpredict.model.registry.verification import verify as verify_in
 from batchpredict.model.registry.versions import VersionManifest
@@ -129,9 +130,10 @@ def models_in(where: Where, name: str | None) -> tuple[Model, ...]:
 def show(where: Where, text: str) -> Shown:
     """A model, or one version of it. Raises Unavailable, UsageError."""
     store, reference = where.open(), parse_reference(text)
-    model = store.model(reference.name)
-    whole = reference == Reference(reference.name)
-    return Shown(model, None if whole else store.resolve(reference).manifest)
+    if reference == Reference(reference.name):
+        return Shown(store.model(reference.name), None)
+    manifest = store.resolve(reference).manifest
+    return Shown(Model(reference.name, (manifest,), store.aliases(reference.name)), manifest)
 
 
 def promote(where: Where, name: str, version: str, alias: str, why: str) -> Alias:
@@ -163,9 +165,14 @@ def refusal(verified: Verified) -> ConfigInvalid:
     )
 
 
-def remove(where: Where, name: str, version: str) -> int:
-    """Remove a version that no alias names; bytes."""
-    return remove_from(where.open(), name, version)
+def remove(where: Where, name: str, version: str | None, alias: str | None) -> int:
+    """Remove a version that no alias names, or an alias; bytes of files. Raises UsageError."""
+    if (version is None) == (alias is None):
+        raise UsageError("name either a VERSION or an --alias to remove")
+    if alias is not None:
+        remove_alias(where.open(), name, alias)
+        return 0
+    return remove_from(where.open(), name, str(version))
 
 
 def prune(keep: int) -> Pruned:

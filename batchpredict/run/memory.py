@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 MIB = 1 << 20
 
@@ -48,7 +49,8 @@ _WINDOW_BYTES_SHARE = 2.5
 _PARQUET_GROUPS = 160 * MIB
 
 # boto3 and its client hold 35 MiB; of an output up to five parts of 16 wait to be uploaded.
-_S3 = 170 * MIB
+S3Use = Literal["none", "read", "written"]
+_S3 = {"none": 0, "read": 40 * MIB, "written": 170 * MIB}
 
 _LEAST_BATCH_ROWS = 2
 _LEAST_WINDOW_ROWS = 256
@@ -104,9 +106,9 @@ class Graph:
 
 
 def needs(
-    graph: Graph, *, openvino: bool = False, parquet: bool = False, s3: bool = False
+    graph: Graph, *, openvino: bool = False, parquet: bool = False, s3: S3Use = "none"
 ) -> Needs:
-    """By the measured constants. `parquet`: an output is written as such. `s3`: files are there."""
+    """By the measured constants. `parquet`: an output is written as such. `s3`: what is there."""
     loaded = _LOADED_OPENVINO if openvino else _LOADED
     loading = _LOADING_OPENVINO if openvino else _LOADING
     fixed = _PROCESS + _of(loaded, graph.bytes) + _TOKENIZER_SHARE * graph.tokenizer
@@ -117,7 +119,7 @@ def needs(
         unit += _SCORE_BYTES * (graph.heads or -(-graph.width // _HEAD_WIDTH)) * longest
     return Needs(
         loading=_IMPORTED + _of(loading, graph.bytes),
-        fixed=fixed + (_PARQUET_GROUPS if parquet else 0) + (_S3 if s3 else 0),
+        fixed=fixed + (_PARQUET_GROUPS if parquet else 0) + _S3[s3],
         unit=unit,
         longest=longest,
         row=_WINDOW_ROW_BYTES + 16 * graph.inputs,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import BinaryIO
 
-from batchpredict import __version__
+from batchpredict import __version__, s3
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
 from batchpredict.data.outputs import (
@@ -136,6 +136,8 @@ class Publication:
         target = self._task.failed or self._task.receipt
         if target is not None and not has_directory(target):
             return
+        if isinstance(error, s3.Unreachable) and s3.is_url(self._task.output):
+            return  # whoever does not answer would be waited for twice more
         receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
         with _second_to(error):
             receipt = self._with_failed_rejects(receipt)

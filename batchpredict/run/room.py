@@ -14,6 +14,7 @@ from batchpredict.run.memory import (
     MIB,
     Graph,
     Needs,
+    S3Use,
     Sizes,
     calmed,
     estimate,
@@ -119,10 +120,19 @@ def room_of(job: Job, package: ModelPackage, *, parquet: bool) -> Room | None:
         max_length=package.max_length,
     )
     openvino = job.provider == "openvino" or job.precision == "bf16"
-    places = (*job.input_file, job.output_file, job.output_dir)
-    s3 = any(name and is_url(name) for name in places)
-    found = needs(graph, openvino=openvino, parquet=parquet, s3=s3)
+    found = needs(graph, openvino=openvino, parquet=parquet, s3=_s3_use(job))
     return Room(found, str(package.graph_path), job.memory_limit, lent)
+
+
+def _s3_use(job: Job) -> S3Use:
+    outputs: tuple[str | None, ...] = (job.output_file, job.output_dir)
+    outputs += (job.rejects_file, job.receipt_file)
+    if not (job.output_file or job.output_dir):
+        outputs += job.input_file  # they go beside them
+    if any(name and is_url(name) for name in outputs):
+        return "written"
+    others = (*job.input_file, job.model, job.model_store)
+    return "read" if any(name and is_url(name) for name in others) else "none"
 
 
 def _shown(size: int) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchpredict import cloudfoundry
-from batchpredict.errors import ConfigInvalid, UsageError
+from batchpredict.errors import ConfigInvalid
+from batchpredict.job import check_endpoint
 
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 30
@@ -20,10 +21,13 @@ _OWN_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 @dataclass(frozen=True)
 class Connection:
-    """`binding` is Cloud Foundry's, None where boto3 finds the credentials itself."""
+    """`binding` is Cloud Foundry's, None where boto3 finds the credentials itself. `named`: it was
+    chosen, so that nothing of the environment belongs to it.
+    """
 
     endpoint_url: str | None = None
     binding: cloudfoundry.Binding | None = field(default=None, repr=False)
+    named: bool = False
 
 
 def settle(endpoint_url: str | None, service: str | None) -> Connection:
@@ -31,23 +35,8 @@ def settle(endpoint_url: str | None, service: str | None) -> Connection:
     own = not service and any(os.environ.get(name) for name in _OWN_CREDENTIALS)
     binding = None if own else cloudfoundry.binding(service)
     if endpoint_url:
-        _check_url(endpoint_url)
-    return Connection(endpoint_url or None, binding)
-
-
-def _check_url(endpoint_url: str) -> None:
-    """Raises UsageError, without the URL: it may have credentials."""
-    try:
-        parts = urlsplit(endpoint_url)
-        _ = parts.port
-    except ValueError:
-        raise UsageError(
-            "--endpoint_url: is not a URL; give https://HOST or http://HOST:PORT"
-        ) from None
-    if parts.scheme not in ("http", "https"):
-        raise UsageError("--endpoint_url: is not a http:// or https:// URL")
-    if "@" in parts.netloc:
-        raise UsageError("--endpoint_url: credentials do not belong in it")
+        check_endpoint(endpoint_url)
+    return Connection(endpoint_url or None, binding, bool(service))
 
 
 def is_aws(endpoint_url: str) -> bool:
@@ -64,6 +53,7 @@ def without_credentials(url: str) -> str:
 def client(connection: Connection) -> Any:
     """Raises botocore's errors, and ValueError of an endpoint that is no URL."""
     import boto3
+    import botocore.session
 
     binding = connection.binding
     secrets: dict[str, str] = {}
@@ -71,9 +61,13 @@ def client(connection: Connection) -> Any:
         secrets["aws_access_key_id"] = binding.access_key_id
         secrets["aws_secret_access_key"] = binding.secret_access_key
     region = binding.region if binding else None
-    session = boto3.Session(region_name=region or None, **secrets)
+    # Without AWS_PROFILE, whose files need not be there.
+    plain = {"profile": (None, None, None, None)} if connection.named else None
+    core = botocore.session.Session(session_vars=plain)
+    session = boto3.Session(region_name=region or None, botocore_session=core, **secrets)
     endpoint = endpoint_of(connection)
-    made = session.client("s3", endpoint_url=endpoint, config=_config(endpoint))
+    ignored = connection.named and endpoint is None
+    made = session.client("s3", endpoint_url=endpoint, config=_config(endpoint, ignored=ignored))
     if endpoint is None and not is_aws(made.meta.endpoint_url):  # a configuration file names it
         endpoint = made.meta.endpoint_url
         made.close()
@@ -87,7 +81,8 @@ def endpoint_of(connection: Connection) -> str | None:
     Raises ConfigInvalid.
     """
     try:
-        url = connection.endpoint_url or _from_environment() or _from_binding(connection.binding)
+        own = None if connection.named else _from_environment()
+        url = connection.endpoint_url or own or _from_binding(connection.binding)
         _ = urlsplit(url or "").port
     except ValueError:
         raise ConfigInvalid("the endpoint of the object store is not a URL") from None
@@ -108,7 +103,8 @@ def _from_binding(binding: cloudfoundry.Binding | None) -> str | None:
     return None if binding.region and is_aws(url) else url
 
 
-def _config(endpoint: str | None) -> Any:
+def _config(endpoint: str | None, *, ignored: bool = False) -> Any:
+    """`ignored`: endpoints that the environment or a file names."""
     from botocore.config import Config
 
     settings: dict[str, Any] = {
@@ -118,6 +114,8 @@ def _config(endpoint: str | None) -> Any:
         "max_pool_connections": _CONNECTIONS,
         "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
     }
+    if ignored:
+        settings["ignore_configured_endpoint_urls"] = True
     if endpoint and not is_aws(endpoint):
         # Names of buckets in the host name, and checksums as trailers, are AWS's own.
         settings["s3"] = {"addressing_style": "path"}

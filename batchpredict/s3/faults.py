@@ -36,6 +36,10 @@ class Denied(Unavailable):
     """The store knows the credentials, and they give no right to what is asked."""
 
 
+class Unreachable(Unavailable):
+    """Nothing answers, after all attempts."""
+
+
 class Unexplained(Unavailable):
     """The store has answered with a number only."""
 
@@ -175,7 +179,7 @@ def _failed(error: Exception, url: str, endpoint: str) -> Exception:
         return Unavailable(f"{url}: the certificate of the object store is not trusted")
     store = f"the object store {endpoint}".rstrip()
     if isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError):
-        return Unavailable(f"{url}: {store} does not answer in time; try again")
+        return Unreachable(f"{url}: {store} does not answer in time; try again")
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-        return Unavailable(f"{url}: {store} cannot be reached; check the endpoint")
+        return Unreachable(f"{url}: {store} cannot be reached; check the endpoint")
     return Unavailable(f"{url}: the object store cannot be used ({type(error).__name__})")

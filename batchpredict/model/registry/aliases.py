@@ -19,10 +19,11 @@ from batchpredict.model.manifest import shown
 from batchpredict.model.registry.reference import is_name
 from batchpredict.model.registry.versions import canonical, check_keys, json_object
 
-MOST_BYTES = 8 << 20
+MOST_BYTES = 32 << 20
 # Of about 200 bytes each. The oldest go first: nobody rolls back so far.
 _MOST_CHANGES = 10_000
-_MOST_WHY = 1000
+# Characters; so that a full history fits into MOST_BYTES, however they are spelled.
+_MOST_WHY = 500
 _CHANGE = {
     "id": str, "when": str, "who": str, "action": str, "from": str | None, "to": str, "why": str
 }  # fmt: skip

@@ -8,8 +8,8 @@ from dataclasses import replace
 from batchpredict.errors import ConfigInvalid, UsageError
 from batchpredict.model.registry.aliases import now
 from batchpredict.model.registry.pushing import Claim, read_claim
-from batchpredict.model.registry.reference import check_name, check_version
-from batchpredict.model.registry.store import Store, claim_key, version_key
+from batchpredict.model.registry.reference import check_alias, check_name, check_version
+from batchpredict.model.registry.store import Store, alias_key, claim_key, version_key
 from batchpredict.model.registry.versions import MANIFEST, VersionManifest
 from batchpredict.s3 import Missing, Refused
 
@@ -35,6 +35,15 @@ def remove(store: Store, name: str, version: str) -> int:
         store.objects.remove(entry.key)
         removed += entry.size
     return removed
+
+
+def remove_alias(store: Store, name: str, alias: str) -> None:
+    """Remove an alias with its history, also a damaged one. Raises Missing."""
+    check_name(name, "a model")
+    check_alias(alias)
+    key = alias_key(name, alias)
+    store.objects.entry(key)
+    store.objects.remove(key)
 
 
 def _check_unnamed(store: Store, name: str, version: str) -> None:
