@@ -80,52 +80,39 @@ def predict(
     progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
 ) -> int:
     """Score every row of one or more files."""
-    from batchpredict.log import configure_logging, logger
+    from datetime import date
 
+    from batchpredict.log import configure_logging, logger
+    from batchpredict.request import read_request
+
+    today = date.today()
     data_on_stdout = options["output_file"] == "-" or (
         "-" in options["input_file"] and not options["output_file"]
     )
     configure_logging(quiet, verbose, log_format, to_stderr=data_on_stdout)
-    job = _job(options)
+    request = read_request(options, today)
+    jobs = request.jobs()
     with light_imports():
         from batchpredict.run import runner
         from batchpredict.run.progress import Progress
 
-    if job.dry_run:
+    if jobs[0].dry_run:
         with deferred():
-            lines = runner.rehearse(job)
-        for line in lines:
-            logger.info("%s", line)
+            for line in (line for job in jobs for line in runner.rehearse(job)):
+                logger.info("%s", line)
         return 0
     watch = Progress(False if quiet else progress)
     try:
         with deferred():
-            return runner.run(job, watch, watch.published, watch.transferred).exit_code
+            if not request.ranged:
+                return runner.run(jobs[0], watch, watch.published, watch.transferred).exit_code
+            from batchpredict.ops.backfill import backfill
+
+            return backfill(
+                jobs, lambda job: runner.run(job, watch, watch.published, watch.transferred)
+            )
     finally:
         watch.close()
-
-
-def _job(options: dict[str, Any]) -> Job:
-    """The job that the merged options describe."""
-    from batchpredict.log import logger
-
-    options["keep"] = _all_or_none(options["keep"])
-    if options["delimiter"] in ("tab", "\\t"):
-        options["delimiter"] = "\t"
-    model = options.pop("model")
-    if not model:
-        model = os.environ.get("BATCHPREDICT_DEFAULT_MODEL")
-        if not model:
-            raise UsageError("no model: pass --model=PATH (a .onnx file or a model directory)")
-        logger.info("no model was named; the bundled example is used: %s", model)
-    options = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    return Job(model=os.path.expanduser(model), **options)  # noqa: PTH111
-
-
-def _all_or_none(keep: tuple[str, ...] | str) -> tuple[str, ...] | str:
-    return keep[0] if isinstance(keep, tuple) and keep in (("all",), ("none",)) else keep
 
 
 @cli.command()
@@ -192,10 +179,17 @@ def tune(
 
     Takes the options of `predict`. What it finds is kept for this model, and `predict` uses it.
     """
-    from batchpredict.log import configure_logging, logger
+    from datetime import date
 
+    from batchpredict.log import configure_logging, logger
+    from batchpredict.request import read_request
+
+    today = date.today()
     configure_logging(quiet, verbose, log_format, to_stderr=False)
-    job = _job(options)
+    request = read_request(options, today)
+    if request.ranged:
+        raise UsageError("--from and --to: a batch size is found with one file; choose a --date")
+    job = request.job()
     with light_imports():
         from batchpredict.ops import tuning_files, tuning_report
         from batchpredict.ops.tune import tune as find
@@ -204,7 +198,7 @@ def tune(
     targets.check()
     found = find(job, seconds)
     click.echo(tuning_report.report(found))
-    for line in targets.write(job, found):
+    for line in targets.write(request.template(job), found):
         logger.info("%s", line)
     return 0
 

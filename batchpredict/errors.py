@@ -36,6 +36,12 @@ class InputMissing(BatchPredictError):
     exit_code = 66
 
 
+class InputUnfinished(InputMissing):
+    """An input may still be being written."""
+
+    exit_code = 75
+
+
 class Unavailable(BatchPredictError):
     """A model or store cannot be reached or may not be read."""
 

@@ -26,12 +26,14 @@ MODEL_AGE = 7 * 86400.0
 _COUNTS = (
     "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit"
 )  # fmt: skip
+_SECONDS = ("max_seconds", "lock_wait", "max_model_age", "wait_for_input", "stable_for")
 
 Scores = Literal["top", "all", "none"]
 OnError = Literal["reject", "null", "fail"]
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["model", "bf16", "int8"]
 IfDone = Literal["skip", "rescore", "fail"]
+IfMissing = Literal["fail", "skip"]
 
 
 def check_endpoint(url: str) -> None:
@@ -73,7 +75,8 @@ class Job:
     takes the effective cores. `batch_rows`, `batch_tokens`: None takes what `tune` has found, else
     TEXT_ or TABULAR_BATCH_ROWS and BATCH_TOKENS or OPENVINO_BATCH_TOKENS. `memory_limit`: bytes.
     `max_model_age`: seconds; None is MODEL_AGE where the store cannot be reached, any age where it
-    is not to be asked.
+    is not to be asked. `date`: the day (ISO 8601) that is in the names of files.
+    `stable_for`: seconds that an input must have been left unchanged.
     """
 
     input_file: tuple[str, ...]
@@ -111,6 +114,10 @@ class Job:
     max_seconds: float | None = None
     lock_wait: float = 0.0
     if_done: IfDone = "rescore"
+    if_missing: IfMissing = "fail"
+    wait_for_input: float = 0.0
+    stable_for: float = 0.0
+    date: str | None = None
     dry_run: bool = False
     rejects_file: str | None = None
     receipt_file: str | None = None
@@ -147,7 +154,7 @@ class Job:
             least = 0 if name == "limit" else 1
             if value is not None and value < least:
                 raise UsageError(f"--{name}={value}: must be {least} or more")
-        for name in ("max_seconds", "lock_wait", "max_model_age"):
+        for name in _SECONDS:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"--{name}={value}: must be a number of seconds, 0 or more")

@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from batchpredict.dates import escape
 from batchpredict.errors import ConfigInvalid
 
-_PATHS = ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model")
+# Options that name files; dates may be in them.
+PATHS = ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model")
 
 
 def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def _value(name: str, directory: Path, key: str, value: Any) -> Any:
         raise ConfigInvalid(f"{name}: {key} must not be a table")
     if key == "input_file":
         value = value if isinstance(value, list) else [value]
-    if key not in _PATHS:
+    if key not in PATHS:
         return value
     if isinstance(value, list):
         return [_resolved(directory, str(entry)) for entry in value]
@@ -65,4 +67,12 @@ def _value(name: str, directory: Path, key: str, value: Any) -> Any:
 def _resolved(directory: Path, path: str) -> str:
     if path == "-" or "://" in path:
         return path
-    return os.path.join(directory, os.path.expanduser(path))  # noqa: PTH111, PTH118
+    return os.path.join(escape(str(directory)), os.path.expanduser(path))  # noqa: PTH111, PTH118
+
+
+def absolute(path: str) -> str:
+    """A name of a file as a job file or another directory's command can have it."""
+    if path == "-" or "://" in path:
+        return path
+    path = os.path.join(escape(os.getcwd()), os.path.expanduser(path))  # noqa: PTH109, PTH111, PTH118
+    return os.path.normpath(path)  # links stay

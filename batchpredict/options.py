@@ -229,6 +229,34 @@ file_options = _options(
     _option("rejects_file", metavar="PATH", help="Instead of OUTPUT.rejects.jsonl."),
     _option("receipt_file", metavar="PATH", help="Instead of OUTPUT.receipt.json."),
 )
+date_options = _options(
+    _option(
+        "date",
+        metavar="DAY",
+        help="Day of {date} in the names of files: 2026-11-20, yesterday. [today]",
+    ),
+    _option("from", metavar="DAY", help="First day of a range; each is a job of its own."),
+    _option("to", metavar="DAY", help="Last day of a range."),
+)
+arrival_options = _options(
+    _option(
+        "wait_for_input",
+        type=_Seconds(),
+        metavar="SECONDS",
+        help="How long to wait for an input that is late.",
+    ),
+    _option(
+        "stable_for",
+        type=_Seconds(),
+        metavar="SECONDS",
+        help="Leave inputs alone that were changed within so long.",
+    ),
+    _option(
+        "if_missing",
+        type=click.Choice(["fail", "skip"]),
+        help="Where there is no input, or none that is complete.",
+    ),
+)
 scoring_options = _options(
     _option("keep", type=_Names(), help="Input columns in the output: all, none, or a list."),
     _option("outputs", type=_Names(), help="Further outputs of the graph to add."),
@@ -286,6 +314,8 @@ logging_options = _options(
 predict_options = _options(
     job_option,
     file_options,
+    date_options,
+    arrival_options,
     model_option,
     store_options,
     input_options,

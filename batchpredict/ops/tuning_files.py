@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 from batchpredict.data.drafts import check_creatable, write_durably
 from batchpredict.errors import OutputNotCreatable, UsageError
 from batchpredict.job import Job
+from batchpredict.jobfile import PATHS, absolute
 from batchpredict.ops.tune import Found, store
 from batchpredict.ops.tuning_report import svg
 from batchpredict.run.tuned import check_storable
 
 # Of the measuring, not of the job it was done for.
-_LEFT_OUT = ("column", "dry_run", "limit", "no_tuning")
-_PATHS = ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model")
+_LEFT_OUT = ("column", "date", "dry_run", "limit", "no_tuning")
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,11 @@ def job_text(job: Job) -> str:
 
 
 def _placed(name: str, value: Any) -> Any:
-    if name not in _PATHS:
+    if name not in PATHS:
         return value
     if isinstance(value, tuple):
         return tuple(_placed(name, entry) for entry in value)
-    if value == "-" or "://" in value:
-        return value
-    return os.path.abspath(os.path.expanduser(value))  # noqa: PTH100, PTH111 - links stay
+    return absolute(value)
 
 
 def _toml(value: Any) -> str:

@@ -30,6 +30,7 @@ _FREE = frozenset(
         "workers", "no_tuning", "memory_limit", "batch_rows", "batch_tokens",
         "on_error", "max_rejects", "dry_run", "skip_rows",
         "no_resume", "max_seconds", "lock_wait", "if_done",
+        "if_missing", "wait_for_input", "stable_for", "date",
     )
 )  # fmt: skip
 

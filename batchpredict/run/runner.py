@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locks import Held
-from batchpredict.data.naming import Task, tasks_of
+from batchpredict.data.naming import Task
 from batchpredict.data.outputs import check_buckets, check_creatable
 from batchpredict.data.sources import InputDiffers, InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.job import Job
+from batchpredict.run.arrival import arrived_tasks
 from batchpredict.run.deadline import NEVER, Deadline
 from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
@@ -44,10 +45,14 @@ Watch = Callable[[Counts, InputSource], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Receipts of the inputs that were scored, and the highest exit code of all of them."""
+    """Receipts of the inputs that were scored, and the highest exit code of all of them.
+
+    `done`: how many more there are, that were scored before.
+    """
 
     receipts: tuple[Receipt, ...]
     exit_code: int
+    done: int = 0
 
 
 def run(
@@ -62,7 +67,9 @@ def run(
     One input's InputInvalid or InputMissing is logged and the others go on; every other error
     ends the job. With one input every error is raised.
     """
-    tasks, missing = tasks_of(job)
+    tasks, missing = arrived_tasks(job)
+    if not tasks:
+        return Outcome((), 0)
     check_resumable(tasks, job)
     _check_creatable(tasks, job)
     with locked(tasks, job) as locks, ExitStack() as held:
@@ -96,7 +103,7 @@ def run(
         code = max([*codes, *(receipt.exit_code for receipt in receipts)])
         if code in (0, 3):
             forget(locks)
-        return Outcome(tuple(receipts), code)
+        return Outcome(tuple(receipts), code, len(tasks) - len(left))
 
 
 def _check_creatable(tasks: Sequence[Task], job: Job) -> None:
@@ -115,7 +122,7 @@ def _check_creatable(tasks: Sequence[Task], job: Job) -> None:
 
 def rehearse(job: Job) -> tuple[str, ...]:
     """Every check of `run`, and the first window read and prepared; one line per input."""
-    tasks, missing = tasks_of(job)
+    tasks, missing = arrived_tasks(job)
     if missing:
         raise missing[0]
     check_resumable(tasks, job)
