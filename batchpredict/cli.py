@@ -32,6 +32,7 @@ from batchpredict.options import (
     predict_options,
     store_options,
 )
+from batchpredict.schedule_command import schedule
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
@@ -249,6 +250,7 @@ def retry(
 
 
 cli.add_command(models)
+cli.add_command(schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

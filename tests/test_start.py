@@ -14,8 +14,8 @@ import pytest
 from tests import models
 
 HEAVY = (
-    "boto3", "botocore", "fastavro", "numpy", "onnxruntime", "pandas", "pyarrow", "tokenizers",
-    "tqdm",
+    "boto3", "botocore", "cronsim", "fastavro", "numpy", "onnxruntime", "pandas", "pyarrow",
+    "tokenizers", "tqdm",
 )  # fmt: skip
 ROUNDS = 11
 
@@ -40,7 +40,14 @@ def test_help_takes_less_than_half_again_of_importing_click() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["predict", "--help"], ["inspect", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["predict", "--help"],
+        ["inspect", "--help"],
+        ["schedule", "--help"],
+    ],
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
