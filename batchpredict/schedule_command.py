@@ -46,7 +46,11 @@ def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:
 
     own = {name: options.pop(name) for name in _OWN[1:]}
     if own["list"]:
-        _say(iter(units.names()) if own["systemd"] else scheduling.listed())
+        _say(
+            iter(units.names() or ["no units of batchpredict schedule are there"])
+            if own["systemd"]
+            else scheduling.listed()
+        )
         return 0
     name = scheduling.check_name(own["name"]) if own["name"] else None
     name = name or scheduling.name_of(ctx.meta.get(JOB_FILE), options["input_file"] or ("",))

@@ -265,7 +265,8 @@ def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
     done.mkdir()
     for number in range(20):
         (drop / f"quick{number}.csv").write_text(f"id,text\n{number},good\n")
-    slow = [drop / f"slow{number}.csv" for number in range(3)]
+    # By their names the first to be read.
+    slow = [drop / f"a{number}.csv" for number in range(3)]
 
     def write_slowly() -> None:
         for row in range(8):
@@ -280,6 +281,8 @@ def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
     )  # fmt: skip
     writer = threading.Thread(target=write_slowly)
     writer.start()
+    while not slow[-1].exists():
+        time.sleep(0.01)
     scored: list[str] = []
     until = time.monotonic() + 30
     while len(scored) < 23 and time.monotonic() < until:

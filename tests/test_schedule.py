@@ -363,6 +363,8 @@ def test_the_only_entry_removed_leaves_no_crontab(desk: Desk) -> None:
     assert desk.table.exists()
     assert desk.run("--remove", "--name=nightly").returncode == 0
     assert not desk.table.exists()
+    assert desk.run("--list").stdout.startswith("no entry")
+    assert desk.run("--list", "--systemd").stdout.startswith("no units")
 
 
 # --- units

@@ -167,7 +167,10 @@ def remove_units(name: str) -> Iterator[str]:
 def listed() -> Iterator[str]:
     """Each entry of ours in the user's crontab with the next time. Raises BatchPredictError."""
     zone, _ = system_zone()
-    for name, entry in crontab.entries(crontab.read_crontab()).items():
+    found = crontab.entries(crontab.read_crontab())
+    if not found:
+        yield "no entry of batchpredict schedule is in the crontab"
+    for name, entry in found.items():
         count = 1 if entry.lstrip().startswith("@") else 5
         try:
             timing = parse_timing(" ".join(entry.split()[:count]))

@@ -146,7 +146,7 @@ def remove(name: str) -> Sequence[Path]:
 
 
 def names() -> Sequence[str]:
-    """Of all that are installed, with the time that stands in the timer's comment."""
+    """Of all that are installed."""
     return sorted(
         file.stem.removeprefix(_PREFIX)
         for file in directory().glob(f"{_PREFIX}*.timer")
