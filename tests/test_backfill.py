@@ -257,7 +257,7 @@ class TestArrival:
 
 
 def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
-    tmp_path: Path, model: Path
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Many at once, and some that are written slowly, as by a cron that looks again and again."""
     drop, done = tmp_path / "drop", tmp_path / "done"
@@ -292,7 +292,9 @@ def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
         time.sleep(0.1)
     writer.join()
     assert sorted(scored) == sorted(map(str, drop.iterdir()))
-    assert score(job).receipts == ()
+    with caplog.at_level("INFO"):
+        assert score(job).receipts == ()
+    assert caplog.messages == ["23 of 23 were scored before"]
     for file in drop.iterdir():
         found = (done / file.name).read_text().splitlines()
         assert len(found) == len(file.read_text().splitlines())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from batchpredict import s3
-from batchpredict.data import drafts
+from batchpredict.data import drafts as local_drafts
 from batchpredict.data.drafts import Draft, Published, remove_abandoned, write_durably
 from batchpredict.data.object_drafts import ObjectDraft, SpooledDraft
 from batchpredict.data.storage import reason_at
@@ -74,17 +74,21 @@ def read_small(name: str) -> bytes | None:
         return None
 
 
-def remove_output(name: str) -> None:
+def remove_output(name: str, *, drafts: bool = True) -> None:
     """Remove an output, if it is there, and what a killed run has left of one.
 
+    `drafts`: the latter too, for which a directory or bucket has to be searched.
     Raises OutputNotCreatable, Unavailable.
     """
     if s3.is_url(name):
+        if drafts:
+            abort_abandoned(name)
         _remove_object(name)
         return
     try:
         Path(name).unlink(missing_ok=True)
-        remove_abandoned(Path(os.path.realpath(name)))
+        if drafts:
+            remove_abandoned(Path(os.path.realpath(name)))
     except OSError as error:
         raise OutputNotCreatable(
             f"{name}: cannot be removed: {reason_at(Path(name), error)}; remove it"
@@ -92,7 +96,6 @@ def remove_output(name: str) -> None:
 
 
 def _remove_object(name: str) -> None:
-    abort_abandoned(name)
     store, address = s3.store(), s3.parse(name)
     try:
         store.head(address)
@@ -121,7 +124,7 @@ def check_creatable(name: str, output_dir: str | None, option: str) -> None:
     Of an object only its name is looked at. `option`, `output_dir`: see drafts.check_creatable.
     """
     if not s3.is_url(name):
-        drafts.check_creatable(name, output_dir, option)
+        local_drafts.check_creatable(name, output_dir, option)
     elif s3.parse(name).key.endswith("/") or not s3.parse(name).key:
         raise OutputNotCreatable(f"{name}: names no object; choose another name with {option}")
 

@@ -210,16 +210,19 @@ class Publication:
         self.abandon_output()
 
 
-def remove_failure(task: Task) -> None:
-    """Remove what a run that failed has left. Raises OutputNotCreatable."""
-    _remove_stale(task.failed)
-    _remove_stale(task.failed_rejects)
+def remove_failure(task: Task, *, drafts: bool = True) -> None:
+    """Remove what a run that failed has left. Raises OutputNotCreatable.
+
+    `drafts`: those of a killed one too, for which the directory has to be read.
+    """
+    _remove_stale(task.failed, drafts=drafts)
+    _remove_stale(task.failed_rejects, drafts=drafts)
 
 
-def _remove_stale(name: str | None) -> None:
+def _remove_stale(name: str | None, *, drafts: bool = True) -> None:
     """Remove what an earlier run left, killed or not; a device or a pipe is not ours to remove."""
     if name and not is_stream(name):
-        remove_output(name)
+        remove_output(name, drafts=drafts)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | 
     if receipt is None:
         if not is_left_alone(task, job, digest):
             return None
-        remove_failure(task)
+        remove_failure(task, drafts=False)
         return 0
     logger.info("%s: finished by the run before, not scored again", task.input)
     remove_failure(task)
@@ -177,7 +177,9 @@ def is_left_alone(task: Task, job: Job, digest: str) -> bool:
     there = f"{task.output} is there, scored from {task.input} by this model with these options"
     if job.if_done == "fail":
         raise OutputNotCreatable(f"{there}; remove it, or leave out --if_done=fail")
-    logger.info("nothing to do: %s", there)
+    # Of what a directory yields there may be thousands: they are counted.
+    named = task.input in map(os.path.expanduser, job.input_file)
+    logger.log(logging.INFO if named else logging.DEBUG, "nothing to do: %s", there)
     return True
 
 

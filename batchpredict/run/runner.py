@@ -78,6 +78,8 @@ def run(
         digest = fetched.package.digest
         done = {task: already_done(task, job, digest, locks[task.output]) for task in tasks}
         left = [task for task, code in done.items() if code is None]
+        if len(left) < len(tasks) > 1:
+            logger.info("%d of %d were scored before", len(tasks) - len(left), len(tasks))
         check_space(left, job)
         parquet = any(task.output_format == "parquet" for task in left)
         model = load_model(job, fetched, parquet=parquet) if left else None
