@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpredict import dates
@@ -68,15 +68,18 @@ def test_what_is_no_date(name: str, words: tuple[str, ...]) -> None:
 
 
 class TestLaws:
+    @settings(max_examples=40)
     @given(st.text(), DAYS)
     def test_what_is_escaped_comes_back(self, name: str, day: date) -> None:
         assert dates.expand(dates.escape(name), day) == name
         assert not dates.has_date(dates.escape(name))
 
+    @settings(max_examples=40)
     @given(st.text(st.characters(exclude_characters="{}")), DAYS)
     def test_a_name_without_braces_stays(self, name: str, day: date) -> None:
         assert dates.expand(name, day) == name
 
+    @settings(max_examples=40)
     @given(st.text(), st.text(), DAYS)
     def test_a_date_changes_nothing_around_it(self, before: str, after: str, day: date) -> None:
         name = f"{dates.escape(before)}{{date}}{dates.escape(after)}"
@@ -84,11 +87,13 @@ class TestLaws:
         assert dates.has_date(name)
         assert dates.before_date(name) == before
 
+    @settings(max_examples=40)
     @given(DAYS, st.integers(0, 400))
     def test_two_days_have_two_names(self, day: date, more: int) -> None:
         names = {dates.expand("{date:%Y%m%d}", each) for each in (day, day + timedelta(more))}
         assert len(names) == (2 if more else 1)
 
+    @settings(max_examples=40)
     @given(DAYS)
     def test_fields_are_as_formatted(self, day: date) -> None:
         assert dates.expand("{yesterday}", day + timedelta(1)) == f"{day:%Y-%m-%d}"
