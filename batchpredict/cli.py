@@ -32,6 +32,7 @@ from batchpredict.options import (
     predict_options,
     store_options,
 )
+from batchpredict.run.current import one_run
 from batchpredict.schedule_command import schedule
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
@@ -261,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         watch_signals()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _invoke(arguments)
+        with one_run():
+            return _invoke(arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2

@@ -76,3 +76,20 @@ class Terminated(BaseException):
     """SIGTERM arrived. Not an Exception: nothing that handles errors may swallow it."""
 
     exit_code = 143
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code an exception ends in: an expected one's own, 130 for Ctrl-C, 70 for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = getattr(error, "exit_code", 70)
+    return code if isinstance(code, int) else 70
+
+
+def message_of(error: BaseException) -> str:
+    """What a receipt says of an error; the kind where it is none of ours."""
+    if isinstance(error, BatchPredictError | Terminated):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}"

@@ -9,8 +9,14 @@ import sys
 from typing import Any
 
 from batchpredict.errors import CONTROLS
+from batchpredict.run.current import run_id, stage
 
 logger = logging.getLogger("batchpredict")
+
+# Of a run's id, in a line of text.
+_ID_DIGITS = 8
+# What json.dumps leaves in a text, and a terminal or a reader of lines might obey.
+_ESCAPED = {code: f"\\u{code:04x}" for code in CONTROLS if code >= 0x7F}
 
 
 class _Log(logging.StreamHandler[Any]):
@@ -36,6 +42,7 @@ def to_nowhere(stream: Any) -> None:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        record.run = run_id()[:_ID_DIGITS]
         text = super().format(record)
         return text if getattr(record, "lines", False) else text.translate(CONTROLS)
 
@@ -45,25 +52,39 @@ class _JsonLines(logging.Formatter):
         entry = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
+            "run_id": run_id(),
+            "stage": stage(),
+            "event": getattr(record, "event", "message"),
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         import json
 
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry, ensure_ascii=False).translate(_ESCAPED)
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Not a receipt, which is in a file for those who want it."""
+    return getattr(record, "event", None) != "receipt"
 
 
 def configure_logging(quiet: bool, verbose: bool, log_format: str, to_stderr: bool) -> None:
-    """The log to stdout (to stderr where the data owns stdout), warnings and errors to stderr."""
+    """The log to stdout (to stderr where the data owns stdout), warnings and errors to stderr.
+
+    A record's `event` (a name) and `fields` (more members) are for "json"; so are receipts.
+    """
     formatter = (
         _JsonLines()
         if log_format == "json"
-        else _Text("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        else _Text("%(asctime)s %(levelname)s %(run)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names need not fit the locale's encoding
             stream.reconfigure(errors="backslashreplace")
     log = _Log(sys.stderr if to_stderr else sys.stdout)
     log.addFilter(lambda record: record.levelno < logging.WARNING)
+    if log_format == "text":
+        log.addFilter(_is_for_people)
     warnings = _Log(sys.stderr)
     warnings.setLevel(logging.WARNING)
     logger.handlers = [log, warnings]

@@ -206,20 +206,50 @@ def test_quiet(invoke: Invoke, model: Path, data: Path) -> None:
     assert done == Done(0, "", "")
 
 
-def test_json_log(invoke: Invoke, model: Path, data: Path) -> None:
+def test_json_log(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
     data.write_text(CSV + "1,2,3\n")
     arguments = (f"--input_file={data}", f"--model={model}", "--log_format=json")
     done = invoke(*arguments, "--max_rejects=1")
     assert done.code == 3
     entries = [json.loads(line) for line in done.out.splitlines()]
-    assert [entry["level"] for entry in entries] == ["info"] * 3
-    assert any("4 rows, 3 scored" in entry["message"] for entry in entries)
+    assert {entry["level"] for entry in entries} == {"info"}
+    events = [entry["event"] for entry in entries]
+    assert events == ["summary", "output", "rejects", "receipt"]
+    assert "4 rows, 3 scored" in entries[0]["message"]
+    published = receipt(tmp_path / "data.scored.csv.receipt.json")
+    assert entries[-1]["receipt"] == published
+    for entry in entries:
+        assert (entry["run_id"], entry["stage"]) == (published["run_id"], "publish")
+        assert entry.get("counts") in (published["counts"], None)
     (warning,) = [json.loads(line) for line in done.err.splitlines()]
-    assert warning["level"] == "warning"
+    assert (warning["level"], warning["event"]) == ("warning", "lost")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", warning["time"])
+
+
+def test_json_log_of_a_failed_run(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
+    data.write_text(CSV + "1,2,3\n")
+    arguments = (f"--input_file={data}", f"--model={model}", "--log_format=json")
     done = invoke(*arguments, "--max_rejects=0")
     (error,) = [json.loads(line) for line in done.err.splitlines()]
-    assert (done.code, error["level"]) == (65, "error")
+    assert (done.code, error["level"], error["stage"]) == (65, "error", "score")
+    failed = receipt(tmp_path / "data.scored.csv.failed.json")
+    assert json.loads(done.out.splitlines()[-1])["receipt"] == failed
+    assert failed["run_id"] == error["run_id"]
+
+
+def test_one_run_has_one_id(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "second.csv").write_text(CSV)
+    inputs = (f"--input_file={data}", f"--input_file={tmp_path / 'second.csv'}")
+    invoke(*inputs, f"--model={model}")
+    first, second = (
+        receipt(tmp_path / f"{name}.scored.csv.receipt.json")["run_id"]
+        for name in ("data", "second")
+    )
+    assert first == second
+    done = invoke(*inputs, f"--model={model}")
+    again = receipt(tmp_path / "data.scored.csv.receipt.json")["run_id"]
+    assert again != first
+    assert {line.split()[3] for line in done.out.splitlines()} == {again[:8]}
 
 
 def test_file_names_that_are_not_utf8(invoke: Invoke, model: Path, tmp_path: Path) -> None:

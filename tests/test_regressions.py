@@ -216,17 +216,20 @@ def test_a_file_as_a_command_is_told_the_option(tmp_path: Path) -> None:
     assert b"--input_file=data.csv" in done.stderr
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
 def test_names_can_neither_forge_a_log_line_nor_reach_the_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+    log_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
-    log.configure_logging(quiet=False, verbose=False, log_format="text", to_stderr=False)
+    log.configure_logging(quiet=False, verbose=False, log_format=log_format, to_stderr=False)
     logger = logging.getLogger("batchpredict")
+    name = "a\n2026-01-01 00:00:00 INFO all is well\x1b[31m\x9b\u2028"
     try:
-        logger.info("%s", "a\n2026-01-01 00:00:00 INFO all is well\x1b[31m\x9b")
+        logger.info("%s", name, extra={"fields": {"input": name}})
     finally:
         logger.handlers = []
     assert out.getvalue().count("\n") == 1
-    assert "\x1b" not in out.getvalue()
-    assert "\x9b" not in out.getvalue()
+    assert set("\x1b\x9b\u2028").isdisjoint(out.getvalue())
+    if log_format == "json":
+        assert json.loads(out.getvalue())["input"] == name

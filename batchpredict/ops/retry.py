@@ -43,6 +43,7 @@ from batchpredict.ops.former import Former, read_former
 from batchpredict.ops.recovery import Keeping
 from batchpredict.ops.rejected import find_rejected
 from batchpredict.ops.rescoring import Retry, Watch, rehearse, write_merged
+from batchpredict.run.current import one_run
 from batchpredict.run.fetching import Pinned, fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.pipeline import StageTimes
@@ -67,6 +68,7 @@ class Request:
     dry_run: bool = False
 
 
+@one_run()
 def retry(request: Request, watch: Watch) -> Receipt | None:
     """Retry the rejects of one input; None where nothing was to be published.
 

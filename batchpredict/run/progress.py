@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,8 @@ class Progress:
         elif self._told - self._logged >= _LOG_SECONDS:
             self._logged = self._told
             share = f" ({source.position / source.size:.0%})" if source.size else ""
-            logger.info(
-                "%s: %s rows%s, %s rows/s", source.name, f"{counts.read:,}", share, f"{rate:,.0f}"
-            )
+            told = f"{counts.read:,} rows{share}, {rate:,.0f} rows/s"
+            logger.info("%s: %s", source.name, told, extra=_progress(source.name, counts))
 
     def transferred(self, count: int) -> None:
         """Show how many bytes of the model have come."""
@@ -56,17 +56,18 @@ class Progress:
             self._bar.update(count)
 
     def published(self, receipt: Receipt) -> None:
-        """Say what has become of an input."""
+        """Say what has become of an input; its receipt, for programs, is the last line."""
         self.close()
-        logger.info("%s", summary(receipt))
+        logger.info("%s", summary(receipt), extra=_event("summary", receipt))
         for what, path in (
             ("output", receipt.output.path if receipt.output else None),
             ("rejects", receipt.rejects.path),
         ):
             if path and path != STDIO:
-                logger.info("%s: %s", what, path)
+                logger.info("%s: %s", what, path, extra=_event(what, receipt))
         if codes := receipt.rejects.codes:
-            logger.warning("%s", lost(receipt.inputs[0].path, codes))
+            logger.warning("%s", lost(receipt.inputs[0].path, codes), extra=_event("lost", receipt))
+        log_receipt(receipt)
 
     def _new_bar(self, source: InputSource) -> Any:
         from tqdm import tqdm
@@ -104,6 +105,21 @@ def _transfer_bar(what: str, total: int | None) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="B", unit_scale=True, desc=what, leave=False, file=sys.stderr)
+
+
+def log_receipt(receipt: Receipt) -> None:
+    """Put a receipt into the log, in the formats that are for programs."""
+    fields = {"receipt": receipt.content()}
+    told = f"{receipt.inputs[0].path}: exit code {receipt.exit_code}"
+    logger.info("%s", told, extra={"event": "receipt", "fields": fields})
+
+
+def _progress(name: str, counts: Counts) -> dict[str, Any]:
+    return {"event": "progress", "fields": {"input": name, "counts": asdict(counts)}}
+
+
+def _event(name: str, receipt: Receipt) -> dict[str, Any]:
+    return _progress(receipt.inputs[0].path, receipt.counts) | {"event": name}
 
 
 def _short(name: str) -> str:

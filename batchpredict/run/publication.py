@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,13 +24,16 @@ from batchpredict.errors import (
     BatchPredictError,
     OutputNotCreatable,
     OutputWriteFailed,
-    Terminated,
     Unavailable,
+    exit_code_of,
+    message_of,
 )
 from batchpredict.job import Job
 from batchpredict.model.session import runtime_version
+from batchpredict.run.current import enter, run_id
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.pipeline import StageTimes
+from batchpredict.run.progress import log_receipt
 from batchpredict.run.receipt import (
     Counts,
     InputFile,
@@ -59,7 +61,7 @@ class Publication:
         self._model = model
         self._times = times
         self._started = now()
-        self.run_id = secrets.token_hex(8)
+        self.run_id = run_id()
         self.resumed = Resumed()
         self.suspects: tuple[int, ...] = ()
         self.retried: Retried | None = None
@@ -86,6 +88,7 @@ class Publication:
 
         `source`: an InputFile where an earlier run has read the input.
         """
+        enter("publish")
         with self._times.measure("publish"):
             read = source if isinstance(source, InputFile) else self._read_to_end(source)
             rejects = self.rejects.finish()
@@ -138,12 +141,13 @@ class Publication:
             return
         if isinstance(error, s3.Unreachable) and s3.is_url(self._task.output):
             return  # whoever does not answer would be waited for twice more
-        receipt = replace(self._receipt(exit_code_of(error), counts), message=_message_of(error))
+        receipt = replace(self._receipt(exit_code_of(error), counts), message=message_of(error))
         with _second_to(error):
             receipt = self._with_failed_rejects(receipt)
         if target:
             with _second_to(error):
                 write_small(target, receipt.to_json())
+        log_receipt(receipt)
 
     def _with_failed_rejects(self, receipt: Receipt) -> Receipt:
         rejects = self.rejects.finish()
@@ -240,15 +244,6 @@ def _input_file(source: InputSource, digest: str | None) -> InputFile:
     return InputFile(source.name, size, source.modified_ns, digest, source.etag)
 
 
-def _message_of(error: BaseException) -> str:
-    """What a receipt says of an error; the kind where it is none of ours."""
-    if isinstance(error, BatchPredictError | Terminated):
-        return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    return f"{type(error).__name__}: {error}"
-
-
 def _cpu(times: StageTimes) -> dict[str, float]:
     whole = {"run": times.elapsed_cpu(), "process": time.process_time()}
     return _rounded(times.cpu_seconds) | _rounded(whole)
@@ -256,11 +251,3 @@ def _cpu(times: StageTimes) -> dict[str, float]:
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(value, 6) for stage, value in sorted(seconds.items())}
-
-
-def exit_code_of(error: BaseException) -> int:
-    """The exit code an exception ends in: an expected one's own, 130 for Ctrl-C, 70 for a bug."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    code = getattr(error, "exit_code", 70)
-    return code if isinstance(code, int) else 70

@@ -107,8 +107,8 @@ class Receipt:
     retried: Retried | None = None
     message: str | None = None
 
-    def to_json(self) -> bytes:
-        """The file's content; `receipt` is the version of this layout."""
+    def content(self) -> dict[str, Any]:
+        """What JSON has of it; `receipt` is the version of this layout."""
         content = {"receipt": 1} | asdict(self)
         for name in ("message", "retried"):
             if content[name] is None:
@@ -116,7 +116,11 @@ class Receipt:
         for stored in filter(None, (*content["inputs"], content["output"])):
             if stored["etag"] is None:
                 del stored["etag"]
-        text = json.dumps(content, indent=2, ensure_ascii=False)
+        return content
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        text = json.dumps(self.content(), indent=2, ensure_ascii=False)
         # A file name need not be UTF-8; JSON has an escape for what it holds instead.
         return text.encode("utf-8", "backslashreplace") + b"\n"
 

@@ -15,6 +15,7 @@ from batchpredict.data.sources import InputDiffers, InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing
 from batchpredict.job import Job
 from batchpredict.run.arrival import arrived_tasks
+from batchpredict.run.current import enter, one_run
 from batchpredict.run.deadline import NEVER, Deadline
 from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
@@ -55,6 +56,7 @@ class Outcome:
     done: int = 0
 
 
+@one_run()
 def run(
     job: Job,
     watch: Watch,
@@ -74,6 +76,7 @@ def run(
     _check_creatable(tasks, job)
     with locked(tasks, job) as locks, ExitStack() as held:
         deadline = Deadline.after(job.max_seconds)
+        enter("load")
         fetched = held.enter_context(fetch(job, pinned_model(locks, tasks, job), transferred))
         digest = fetched.package.digest
         done = {task: already_done(task, job, digest, locks[task.output]) for task in tasks}
@@ -214,6 +217,7 @@ def _abandoned(publication: Publication) -> Iterator[None]:
 def _attempt(
     task: Task, job: Job, model: LoadedModel, watch: Watch, held: Held | None, deadline: Deadline
 ) -> Receipt:
+    enter("score")
     times = StageTimes()
     tally = Tally(task, job.budget)
     with Publication(task, job, model, times) as publication:
