@@ -29,6 +29,7 @@ from batchpredict.options import (
     input_options,
     lock_option,
     logging_options,
+    named_paths,
     predict_options,
     store_options,
 )
@@ -78,13 +79,24 @@ def cli() -> None:
 
 @cli.command()
 @predict_options
+@click.pass_context
 def predict(
-    progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
+    ctx: click.Context,
+    /,
+    *,
+    metrics_dir: str | None,
+    ping_url: str | None,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **options: Any,
 ) -> int:
     """Score every row of one or more files."""
     from datetime import date
 
-    from batchpredict.log import configure_logging, logger
+    from batchpredict.log import configure_logging
+    from batchpredict.ops.task_names import task_name
+    from batchpredict.ops.watching import Targets, monitored
     from batchpredict.request import read_request
 
     today = date.today()
@@ -92,29 +104,44 @@ def predict(
         "-" in options["input_file"] and not options["output_file"]
     )
     configure_logging(quiet, verbose, log_format, to_stderr=data_on_stdout)
-    request = read_request(options, today)
-    jobs = request.jobs()
+    bar = False if quiet else options["progress"]
+    del options["progress"]
+    if options["dry_run"]:
+        return _rehearse(read_request(options, today).jobs())
+    with monitored(task_name(*named_paths(ctx)), Targets(metrics_dir, ping_url)) as watched:
+        request = read_request(options, today)
+        jobs = request.jobs()
+        watched.jobs = tuple(jobs)
+        with light_imports():
+            from batchpredict.ops.backfill import backfill
+            from batchpredict.run import runner
+            from batchpredict.run.progress import Progress
+
+        watch = Progress(bar)
+        published = watched.after(watch.published)
+
+        def score(job: Job) -> runner.Outcome:
+            return runner.run(job, watch, published, watch.transferred)
+
+        try:
+            with deferred():
+                code = backfill(jobs, score) if request.ranged else score(jobs[0]).exit_code
+        finally:
+            watch.close()
+        watched.exit_code = code
+        return code
+
+
+def _rehearse(jobs: Sequence[Job]) -> int:
+    from batchpredict.log import logger
+
     with light_imports():
         from batchpredict.run import runner
-        from batchpredict.run.progress import Progress
 
-    if jobs[0].dry_run:
-        with deferred():
-            for line in (line for job in jobs for line in runner.rehearse(job)):
-                logger.info("%s", line)
-        return 0
-    watch = Progress(False if quiet else progress)
-    try:
-        with deferred():
-            if not request.ranged:
-                return runner.run(jobs[0], watch, watch.published, watch.transferred).exit_code
-            from batchpredict.ops.backfill import backfill
-
-            return backfill(
-                jobs, lambda job: runner.run(job, watch, watch.published, watch.transferred)
-            )
-    finally:
-        watch.close()
+    with deferred():
+        for line in (line for job in jobs for line in runner.rehearse(job)):
+            logger.info("%s", line)
+    return 0
 
 
 @cli.command()
@@ -171,7 +198,9 @@ def tune(
     seconds: float,
     svg: str | None,
     write_job: str | None,
-    progress: bool | None,  # noqa: ARG001 - a job file of predict may hold it
+    progress: bool | None,  # noqa: ARG001 - a job file of predict may hold these three
+    metrics_dir: str | None,  # noqa: ARG001
+    ping_url: str | None,  # noqa: ARG001
     quiet: bool,
     verbose: bool,
     log_format: str,

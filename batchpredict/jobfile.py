@@ -11,8 +11,11 @@ from typing import Any
 from batchpredict.dates import escape
 from batchpredict.errors import ConfigInvalid
 
-# Options that name files; dates may be in them.
-PATHS = ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model")
+# Options that name files.
+PATHS = (
+    *("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model"),
+    "metrics_dir",
+)
 
 
 def read_job_file(name: str, known: set[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from batchpredict.job import Job
 
@@ -311,6 +312,15 @@ logging_options = _options(
     _option("verbose", is_flag=True, default=False, help="More detail in the log."),
     _option("log_format", type=click.Choice(["text", "json"]), default="text"),
 )
+# Of the run, not of the job: they are in no receipt, where an address for pings would be read.
+monitoring_options = _options(
+    _option(
+        "metrics_dir", metavar="DIR", help="Keep a Prometheus text file about the last run there."
+    ),
+    _option(
+        "ping_url", metavar="URL", help="Tell healthchecks.io, or the like, of start and exit."
+    ),
+)
 predict_options = _options(
     job_option,
     file_options,
@@ -321,5 +331,19 @@ predict_options = _options(
     input_options,
     scoring_options,
     engine_options,
+    monitoring_options,
     logging_options,
 )
+
+
+def named_paths(ctx: click.Context) -> tuple[str | None, list[str], list[str]]:
+    """The job file; then inputs and outputs that do not come from it, as they were given."""
+
+    def given(name: str) -> list[str]:
+        if ctx.get_parameter_source(name) in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+            return []
+        value = ctx.params.get(name)
+        return [value] if isinstance(value, str) else list(value or ())
+
+    job_file: str | None = ctx.meta.get(JOB_FILE)
+    return job_file, given("input_file"), given("output_file") + given("output_dir")

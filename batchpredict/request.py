@@ -14,6 +14,9 @@ from batchpredict.job import Job
 from batchpredict.jobfile import PATHS
 from batchpredict.log import logger
 
+# What is told of a run, a Job does not know.
+_DATED = tuple(name for name in PATHS if name != "metrics_dir")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -35,7 +38,7 @@ class Request:
         """`job` with its names as they would be given: with dates, and their braces escaped."""
         named: dict[str, Any] = {
             name: self.options[name] if name != "model" else escape(job.model)
-            for name in PATHS
+            for name in _DATED
             if self.options.get(name)
         }
         return replace(job, date=None, **named)
@@ -58,7 +61,7 @@ def read_request(options: Mapping[str, Any], today: date) -> Request:
 def _days(options: dict[str, Any], today: date) -> tuple[Sequence[date], bool]:
     """The days, and whether they were given as a range; their options are taken out."""
     chosen, first, last = (options.pop(name) for name in ("date", "from", "to"))
-    if (chosen or first or last) and not any(_dated(options[name]) for name in PATHS):
+    if (chosen or first or last) and not any(_dated(options[name]) for name in _DATED):
         name = "date" if chosen else "from"
         raise UsageError(
             f"--{name}: no name of a file has a date in it, such as users_{{date}}.csv; put one "
@@ -90,11 +93,11 @@ def _all_or_none(keep: tuple[str, ...] | str) -> tuple[str, ...] | str:
 
 def _job(options: Mapping[str, Any], day: date) -> Job:
     names: dict[str, Any] = {
-        name: expand(options[name], day) for name in PATHS if isinstance(options[name], str)
+        name: expand(options[name], day) for name in _DATED if isinstance(options[name], str)
     }
     names["input_file"] = tuple(_input(name, day) for name in options["input_file"])
     names["model"] = os.path.expanduser(names["model"])  # noqa: PTH111
-    dated = any(_dated(options[name]) for name in PATHS)
+    dated = any(_dated(options[name]) for name in _DATED)
     return Job(**{**options, **names, "date": day.isoformat() if dated else None})
 
 

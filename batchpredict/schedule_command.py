@@ -90,7 +90,7 @@ def _planned(
         raise UsageError('when? batchpredict schedule "0 2 * * *" --job=nightly.toml')
     timing = parse_timing(when)
     _check_sources(ctx)
-    for name in ("progress", "quiet", "verbose", "log_format"):
+    for name in ("progress", "quiet", "verbose", "log_format", "metrics_dir", "ping_url"):
         options.pop(name)
     if options["from"] or options["to"] or options["date"] not in (None, "today", "yesterday"):
         raise UsageError("a fixed day would be the same each time; leave --date, --from, --to out")

@@ -20,6 +20,7 @@ import click
 import pytest
 
 from batchpredict import __version__, cli, log
+from batchpredict.jobfile import PATHS
 from batchpredict.run import progress
 from batchpredict.run.receipt import Counts
 from tests import models
@@ -589,7 +590,7 @@ def test_every_option_has_a_variable_and_a_key(
     toml = toml or (text if text in ("true", "5", "0.25") else f'"{text}"')
     (tmp_path / "job.toml").write_text(f"{name} = {toml}\n")
     found = value(f"--job={tmp_path / 'job.toml'}")
-    if name in ("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model"):
+    if name in PATHS:
         path = str(tmp_path / text)
         assert found == ((path,) if name == "input_file" else path)
     else:
