@@ -6,6 +6,7 @@ exclude each other (see object_drafts.py).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -24,6 +25,8 @@ from batchpredict.errors import OutputNotCreatable, TryAgain
 from batchpredict.signals import check_signals
 
 _POLL_SECONDS = 0.1
+# A lock is waited for at least so long: `is_locked` takes it for an instant.
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,28 @@ def lock_output(output: str, wait: float = 0.0) -> Iterator[Held | None]:
     path = journal_path(output)
     if s3.is_url(output):
         make_place(path)
-    descriptor = _locked(path, output, time.monotonic() + wait)
+    descriptor = _locked(path, output, time.monotonic() + max(wait, _LOOK_SECONDS))
     try:
         yield Held(path, descriptor)
     finally:
         _close(path, descriptor)
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether another process has the lock of the journal that is open here, for reading or more.
+
+    Where the file system has no locks, nobody has. Raises OSError.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def _locked(path: Path, output: str, deadline: float) -> int:
