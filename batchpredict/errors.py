@@ -2,9 +2,13 @@
 
 # Of a message: names in a stranger's file may be as long as the file.
 _MOST = 2000
-# For `str.translate`: C0 and C1 controls, DEL and Unicode's ends of lines, as repr spells them: a
-# file's or column's name must neither forge a line nor reach the terminal.
-CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+# For `str.translate`: C0 and C1 controls, DEL, Unicode's ends of lines and marks that turn the text
+# after them around, as repr spells them: a file's or column's name must neither forge a line nor
+# reach the terminal.
+CONTROLS = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 class BatchPredictError(Exception):
