@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ def made(cls: type[T], content: Any, name: str, **defaults: Any) -> T:
     """
     if not isinstance(content, Mapping):
         raise LayoutInvalid(f"it lacks {name}")
-    hints, values = get_type_hints(cls), dict(defaults)
+    hints, values = _hints(cast(Hashable, cls)), dict(defaults)
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name in content:
             values[field.name] = content[field.name]
@@ -43,6 +44,11 @@ def made(cls: type[T], content: Any, name: str, **defaults: Any) -> T:
         elif field.name not in values and (field.default, field.default_factory) == (MISSING,) * 2:
             raise LayoutInvalid(f"it lacks {name}.{field.name}")
     return cls(**values)
+
+
+@cache
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return get_type_hints(cls)
 
 
 def _fits(value: Any, hint: Any) -> bool:
