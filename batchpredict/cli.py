@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from batchpredict import __version__
+from batchpredict import __version__, cli_runs
 from batchpredict.errors import (
     BatchPredictError,
     ConfigInvalid,
@@ -280,6 +280,7 @@ def retry(
 
 
 cli.add_command(models)
+cli.add_command(cli_runs.runs)
 cli.add_command(schedule)
 
 

@@ -1,0 +1,78 @@
+"""The command that tells of runs: `runs`. Thin, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from batchpredict.ops.runs import Found
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+
+
+class _Listing(click.Group):
+    """`list` is meant where no command is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ctx.help_option_names:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Listing)
+def runs() -> None:
+    """What ran, from the receipts and journals beside outputs.
+
+    batchpredict runs [FOLDER…] lists, batchpredict runs show RUN tells all of one.
+    """
+
+
+@runs.command("list")
+@click.argument("folders", metavar="[FOLDER|RECEIPT]...", nargs=-1)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the N latest.")
+@_JSON
+def list_(folders: tuple[str, ...], last: int | None, as_json: bool) -> int:
+    """What ran, the latest at the bottom; by default in this folder and those below it."""
+    from batchpredict.ops import runs_table
+    from batchpredict.ops.runs import read_runs
+
+    _log()
+    found = read_runs(folders or (".",))
+    if as_json:
+        click.echo(json.dumps(runs_table.facts(found, last), indent=2))
+        return 0
+    _warn_of_skipped(found)
+    click.echo(runs_table.table(found, last) if found.runs else "no runs")
+    return 0
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1)
+@_JSON
+def show(run: str, folders: tuple[str, ...], as_json: bool) -> int:
+    """All about one run: RUN is a receipt, or a run's id or the beginning of one."""
+    from batchpredict.ops import runs_table
+
+    _log()
+    found = runs_table.read_one(run, folders or (".",))
+    facts = runs_table.show_facts(found)
+    click.echo(json.dumps(facts, indent=2) if as_json else runs_table.show(found))
+    return 0
+
+
+def _log(*, data_on_stdout: bool = False) -> None:
+    from batchpredict.log import configure_logging
+
+    configure_logging(quiet=False, verbose=False, log_format="text", to_stderr=data_on_stdout)
+
+
+def _warn_of_skipped(found: Found) -> None:
+    from batchpredict.log import logger
+
+    for each in found.skipped:
+        logger.warning("%s: %s; skipped", each.file, each.reason)
