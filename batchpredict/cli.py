@@ -281,6 +281,7 @@ def retry(
 
 cli.add_command(models)
 cli.add_command(cli_runs.runs)
+cli.add_command(cli_runs.report)
 cli.add_command(schedule)
 
 

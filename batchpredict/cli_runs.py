@@ -1,4 +1,4 @@
-"""The command that tells of runs: `runs`. Thin, and nothing heavy at import."""
+"""The commands that tell of runs: `runs` and `report`. Thin, and nothing heavy at import."""
 
 from __future__ import annotations
 
@@ -62,6 +62,37 @@ def show(run: str, folders: tuple[str, ...], as_json: bool) -> int:
     found = runs_table.read_one(run, folders or (".",))
     facts = runs_table.show_facts(found)
     click.echo(json.dumps(facts, indent=2) if as_json else runs_table.show(found))
+    return 0
+
+
+@click.command()
+@click.argument("sources", metavar="RECEIPT|FOLDER...", nargs=-1, required=True)
+@click.option(
+    "--output_file",
+    "-o",
+    metavar="PATH",
+    default="report.html",
+    show_default=True,
+    help="The page to write; - for standard output.",
+)
+@click.option(
+    "--with_records",
+    is_flag=True,
+    help="Show rejected rows as they came: whoever gets the page can read them.",
+)
+def report(sources: tuple[str, ...], output_file: str, with_records: bool) -> int:
+    """One HTML page about one run or many: is all well, how fast, what was rejected.
+
+    The page needs no network and holds no script.
+    """
+    from batchpredict.log import logger
+    from batchpredict.ops import report as reporting
+
+    _log(data_on_stdout=output_file == "-")
+    made = reporting.write(sources, output_file, with_records)
+    _warn_of_skipped(made.found)
+    logger.info("%s", made.verdict)
+    logger.info("report: %s", output_file)
     return 0
 
 

@@ -14,8 +14,8 @@ import pytest
 from tests import models
 
 HEAVY = (
-    "boto3", "botocore", "cronsim", "fastavro", "numpy", "onnxruntime", "pandas", "pyarrow",
-    "prometheus_client", "tokenizers", "tqdm",
+    "boto3", "botocore", "cronsim", "fastavro", "jinja2", "numpy", "onnxruntime", "pandas",
+    "prometheus_client", "pyarrow", "pygal", "tokenizers", "tqdm",
 )  # fmt: skip
 ROUNDS = 11
 
