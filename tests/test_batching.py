@@ -9,7 +9,8 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchpredict.run.batching import plan
+from batchpredict.run.batching import plan, tally_of
+from batchpredict.run.receipt import Batches
 
 budgets = st.tuples(st.integers(1, 9), st.integers(1, 80))
 
@@ -97,3 +98,22 @@ def test_rows_without_length_stay_in_order() -> None:
 def test_the_last_batch_may_be_one_row() -> None:
     batches = plan(np.arange(4), np.array([1000, 5, 1000, 1000]), 64, 8)
     assert [batch.tolist() for batch in batches] == [[0, 2], [3], [1]]
+
+
+def test_what_batches_come_to() -> None:
+    lengths, tokens = np.array([4, 4, 8, 4, 16]), np.array([4, 3, 7, 2, 16])
+    batches = [np.array([4]), np.array([2]), np.array([0, 1])]
+    assert tally_of(batches, lengths, tokens) == Batches(3, 4, 30, 2 * 16 + 2 * 8 + 2 * 4)
+    assert tally_of(batches, None, None) == Batches(3, 4)
+    assert tally_of([], lengths, tokens) == Batches()
+
+
+@given(windows(), budgets)
+def test_parts_add_up(
+    window: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], budget: tuple[int, int]
+) -> None:
+    lengths, candidates = window
+    batches = plan(candidates, lengths, *budget)
+    whole = tally_of(batches, lengths, lengths)
+    assert sum((tally_of([each], lengths, lengths) for each in batches), Batches()) == whole
+    assert whole.tokens == lengths[candidates].sum() <= whole.padded_tokens or not len(candidates)

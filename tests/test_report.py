@@ -206,7 +206,9 @@ class TestPage:
     def test_one_run(self, tmp_path: Path, receipt: dict[str, Any]) -> None:
         found = parsed(put(tmp_path, receipt, "a.csv", profile=profile(game=30, other=70)))
         for text in (
-            "published, every one of 2 rows scored", "Time per stage", "batch rows 4,096 (default)",
+            "published, every one of 2 rows scored", "Time per stage",
+            "most rows in a batch 4,096 (default)",
+            "batches 1 rows in a batch 2 on average",
             f"model sha256 {receipt['model']['sha256']}", "Predicted: other 70 rows, 70.0 %",
             "x (number) 10.0 % 0.5 9",
         ):  # fmt: skip

@@ -42,7 +42,8 @@ class Prepared:
     `lengths`: int64 [rows], tokens of each row with the padding that the row itself asks for;
     rows of one length share batches. None where rows have no length.
     `faults`: rows that must not be in any batch, in order of index. `truncated`: rows cut to the
-    model's maximum length. `payload`: the encoder's own. `first`: int64 [rows], for each row the
+    model's maximum length. `tokens`: int64 [rows], `lengths` without the padding. `payload`: the
+    encoder's own. `first`: int64 [rows], for each row the
     first one with the same model input, itself where there is none; only that one is inferred.
     """
 
@@ -52,6 +53,7 @@ class Prepared:
     payload: Any
     first: npt.NDArray[np.int64]
     truncated: int = 0
+    tokens: npt.NDArray[np.int64] | None = None
 
 
 class Encoder(Protocol):

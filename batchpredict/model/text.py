@@ -110,6 +110,7 @@ class TextEncoder:
             tokens,
             alike[first],
             int(truncated[first][good].sum()),
+            tokens=lengths,
         )
 
     def _check_lengths(

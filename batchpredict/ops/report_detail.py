@@ -11,6 +11,7 @@ from markupsafe import Markup
 from batchpredict.job import Job
 from batchpredict.ops import report_charts as charts
 from batchpredict.ops.display import duration, local, number, plain, share, size
+from batchpredict.ops.layout import LayoutInvalid, made
 from batchpredict.ops.report_lines import Line
 from batchpredict.ops.report_rejects import Example, examples
 from batchpredict.ops.report_scores import (
@@ -22,6 +23,14 @@ from batchpredict.ops.report_scores import (
     drift_of,
 )
 from batchpredict.ops.runs import Run
+from batchpredict.run.receipt import Batches
+
+_SIZES = {
+    "batch_rows": "most rows in a batch",
+    "batch_tokens": "most tokens in a batch",
+    "workers": "workers",
+    "window_rows": "rows in a window",
+}
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,35 @@ def _shape(run: Run) -> tuple[tuple[str, str], ...]:
     plan, counts = run.receipt.get("plan"), run.counts
     if not isinstance(plan, dict):
         return ()
-    told = plan.get("sizes_from")
-    sources = told if isinstance(told, dict) else {}
+    given = plan.get("sizes_from")
+    sources = given if isinstance(given, dict) else {}
     lines = []
-    for name in ("batch_rows", "batch_tokens", "workers", "window_rows"):
+    for name, told in _SIZES.items():
         if isinstance(value := plan.get(name), int):
             source = f" ({plain(str(sources[name]), 40)})" if name in sources else ""
-            lines.append((name.replace("_", " "), f"{value:,}{source}"))
+            lines.append((told, f"{value:,}{source}"))
+    lines += _batches(run)
     if counts and counts.scored:
         lines.append(("not inferred, same input", share(counts.duplicates, counts.scored)))
         lines.append(("texts cut at the maximum", share(counts.truncated, counts.scored)))
     return tuple(lines)
+
+
+def _batches(run: Run) -> list[tuple[str, str]]:
+    try:
+        batches = made(Batches, run.receipt.get("batches"), "batches")
+    except LayoutInvalid:  # an older version's, or damaged
+        return []
+    if min(vars(batches).values()) < 0 or not batches.count:
+        return []
+    lines = [("batches", f"{batches.count:,}")]
+    lines.append(("rows in a batch", f"{number(batches.rows / batches.count)} on average"))
+    if batches.padded_tokens:
+        tokens = batches.padded_tokens / batches.count
+        padding = batches.padded_tokens - batches.tokens
+        lines.append(("tokens in a batch", f"{number(tokens)} on average"))
+        lines.append(("of these padding", share(padding, batches.padded_tokens)))
+    return lines
 
 
 def _lineage(run: Run) -> tuple[tuple[str, str], ...]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+
+from batchpredict.run.receipt import Batches
 
 Indices = npt.NDArray[np.int64]
 
@@ -28,6 +32,19 @@ def plan(
         length = max(1, int(lengths[equal[0]])) if len(equal) else 1
         batches += _cut(equal, min(rows, max(2, tokens // length)))
     return batches
+
+
+def tally_of(
+    batches: Sequence[Indices],
+    lengths: npt.NDArray[np.int64] | None,
+    tokens: npt.NDArray[np.int64] | None,
+) -> Batches:
+    """`lengths`, `tokens`: of all rows, with and without padding; None where rows have none."""
+    rows = sum(map(len, batches))
+    if lengths is None or tokens is None or not rows:
+        return Batches(len(batches), rows)
+    padded = sum(max(2, len(batch)) * int(lengths[batch[0]]) for batch in batches)
+    return Batches(len(batches), rows, int(tokens[np.concatenate(batches)].sum()), padded)
 
 
 def _cut(indices: Indices, rows: int) -> list[Indices]:

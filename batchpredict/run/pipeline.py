@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from batchpredict.run.receipt import Batches
 from batchpredict.signals import check_signals
 
 T = TypeVar("T")
@@ -28,12 +29,14 @@ class StageTimes:
     """Seconds each stage worked, summed over its threads; waiting is not counted.
 
     `cpu_seconds`: of them, those the stage's own threads had a core. `first_row_seconds`: from
-    the start of this process to the end of the first batch; None before it.
+    the start of this process to the end of the first batch; None before it. `batches`: those that
+    were planned so far.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     cpu_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     first_row_seconds: float | None = None
+    batches: Batches = field(default_factory=Batches)
     _begin: float = field(default_factory=time.perf_counter)
     _begin_cpu: float = field(default_factory=time.process_time)
     _lock: threading.Lock = field(default_factory=threading.Lock)

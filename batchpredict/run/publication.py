@@ -198,6 +198,7 @@ class Publication:
             stages=_rounded(self._times.seconds),
             cpu_seconds=_cpu(self._times),
             first_row_seconds=None if first is None else round(first, 6),
+            batches=self._times.batches,
             rows_per_second=round(counts.read / seconds, 3),
             peak_memory_bytes=peak_memory_bytes(),
             resumed=self.resumed,

@@ -73,15 +73,36 @@ class RejectsSummary:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """What batches come to: how many, their rows, and of texts their tokens, without padding and
+    with it. The second row that a batch of one is run with is padding.
+    """
+
+    count: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    def __add__(self, other: Batches) -> Batches:
+        return Batches(
+            self.count + other.count,
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+            self.padded_tokens + other.padded_tokens,
+        )
+
+
+@dataclass(frozen=True)
 class Receipt:
     """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds.
 
     `cpu_seconds`: of each stage's own threads; of all threads of the process while this input
     was scored (`run`), and since its start (`process`). A provider that computes in threads of
     its own is in these two alone. `first_row_seconds`: from the start of the process to the end
-    of the first batch. `suspects`: numbers of rows without a score that were in flight, alone, when
-    runs before died. `model`: `manifest_sha256` and `store` are None where it came from no store.
-    `warnings`: what the operator should know of how the model was come by.
+    of the first batch. `batches`: those that this run planned, not earlier ones. `suspects`:
+    numbers of rows without a score that were in flight, alone, when runs before died. `model`:
+    `manifest_sha256` and `store` are None where it came from no store. `warnings`: what the
+    operator should know of how the model was come by.
     """
 
     run_id: str
@@ -101,6 +122,7 @@ class Receipt:
     first_row_seconds: float | None
     rows_per_second: float
     peak_memory_bytes: int
+    batches: Batches = Batches()
     resumed: Resumed = Resumed()
     suspects: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()

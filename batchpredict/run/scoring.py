@@ -21,7 +21,7 @@ from batchpredict.data.records import Records, Reject, take
 from batchpredict.errors import InputInvalid
 from batchpredict.job import Job
 from batchpredict.model.contracts import Prepared
-from batchpredict.run.batching import Indices
+from batchpredict.run.batching import Indices, tally_of
 from batchpredict.run.deadline import Deadline
 from batchpredict.run.deaths import Deaths
 from batchpredict.run.guard import Guard
@@ -113,6 +113,7 @@ def _begin(
             with times.measure("plan"):
                 known = work.journal.committed(records.rows)
                 plan = _unknown(scorer.plan(prepared), known, prepared.rows)
+                times.batches += tally_of(plan, prepared.lengths, prepared.tokens)
             infer = partial(_infer, work, guard, records, prepared)
             begun = [callers.submit(partial(infer, batch)) for batch in plan]
             yield _Window(records, prepared, known, begun)
