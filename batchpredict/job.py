@@ -30,6 +30,7 @@ _SECONDS = ("max_seconds", "lock_wait", "max_model_age", "wait_for_input", "stab
 
 Scores = Literal["top", "all", "none"]
 OnError = Literal["reject", "null", "fail"]
+OnDrift = Literal["warn", "fail"]
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["model", "bf16", "int8"]
 IfDone = Literal["skip", "rescore", "fail"]
@@ -108,6 +109,9 @@ class Job:
     precision: Precision = "model"
     on_error: OnError = "reject"
     max_rejects: str = "10%"
+    baseline: str | None = None
+    max_drift: float | None = None
+    on_drift: OnDrift = "warn"
     limit: int | None = None
     skip_rows: tuple[int, ...] = ()
     no_resume: bool = False
@@ -158,6 +162,10 @@ class Job:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"--{name}={value}: must be a number of seconds, 0 or more")
+        if self.max_drift is not None and not 0 <= self.max_drift < math.inf:
+            raise UsageError(f"--max_drift={self.max_drift}: must be a number, 0 or more")
+        if self.on_drift == "fail" and self.max_drift is None:
+            raise UsageError("--on_drift=fail: from what on? Pass --max_drift too (0.25 is usual)")
         if any(row < 1 for row in self.skip_rows):
             raise UsageError(f"--skip_rows={min(self.skip_rows)}: rows are numbered from 1")
 

@@ -14,7 +14,7 @@ from batchpredict.errors import ConfigInvalid
 # Options that name files.
 PATHS = (
     *("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model"),
-    "metrics_dir",
+    *("baseline", "metrics_dir"),
 )
 
 

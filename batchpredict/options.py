@@ -274,6 +274,14 @@ scoring_options = _options(
         help="A row that cannot be scored: rejects file, empty prediction, or end of the run.",
     ),
     _option("max_rejects", help="Rows (100) or share (5%) beyond which nothing is published."),
+    _option("baseline", metavar="RECEIPT", help="The run that predictions are compared with."),
+    _option(
+        "max_drift",
+        type=float,
+        metavar="PSI",
+        help="How far predictions may move from earlier runs; 0.25 is usual.",
+    ),
+    _option("on_drift", type=click.Choice(["warn", "fail"]), help="Where they move farther."),
     _option("limit", type=int, help="Only the first N rows.", metavar="N"),
     _option("skip_rows", type=_Numbers(), help="Leave rows out, by number; they are rejected."),
     _option(

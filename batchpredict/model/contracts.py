@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,7 @@ class Prepared:
     model's maximum length. `tokens`: int64 [rows], `lengths` without the padding. `payload`: the
     encoder's own. `first`: int64 [rows], for each row the
     first one with the same model input, itself where there is none; only that one is inferred.
+    `missing`: by column, bool [rows], the rows without a value; columns without any are left out.
     """
 
     rows: int
@@ -54,6 +55,18 @@ class Prepared:
     first: npt.NDArray[np.int64]
     truncated: int = 0
     tokens: npt.NDArray[np.int64] | None = None
+    missing: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model is fed with, as numbers: float32 [names, rows], NaN where there is none.
+
+    `units`: by name, what the numbers are: "value", or "characters" or "tokens" of a text.
+    """
+
+    units: dict[str, str]
+    values: npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
@@ -77,6 +90,10 @@ class Encoder(Protocol):
 
         Rows of one length give the same numbers whatever rows are fed beside them.
         """
+        ...
+
+    def measured(self, prepared: Prepared, indices: npt.NDArray[np.int64], most: int) -> Measured:
+        """The first `most` columns of these rows, none of which may have a fault."""
         ...
 
 

@@ -28,13 +28,15 @@ _VECTOR = pa.list_(pa.float32())
 class Decoded:
     """`prediction` and `score` [rows]; `scores` [rows, labels]; `score`, `scores` may be None.
 
-    `finite`: bool [rows], False where the model gave no finite number.
+    `finite`: bool [rows], False where the model gave no finite number. `places`: int64 [rows], of
+    each prediction among the decoder's labels; None where they are not known or not one a row.
     """
 
     prediction: pa.Array
     score: Floats | None
     scores: Floats | None
     finite: npt.NDArray[np.bool_]
+    places: npt.NDArray[np.int64] | None = None
 
 
 class Decoder(Protocol):
@@ -128,7 +130,8 @@ class SingleLabel:
             index = scores.argmax(axis=1)
         else:
             index = (scores[:, 1] >= self.threshold).astype(np.int64)
-        return Decoded(_pick(self.labels, index), _at(scores, index), scores, _finite(scores))
+        prediction = _pick(self.labels, index)
+        return Decoded(prediction, _at(scores, index), scores, _finite(scores), index)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ class OneLogit:
         positive = activated(_flat(self.output, tensors[0]), self.activation)
         index = (positive >= self.threshold).astype(np.int64)
         scores = np.stack([1 - positive, positive], axis=1)
-        return Decoded(_pick(self.labels, index), _at(scores, index), scores, _finite(positive))
+        prediction = _pick(self.labels, index)
+        return Decoded(prediction, _at(scores, index), scores, _finite(positive), index)
 
 
 @dataclass(frozen=True)
@@ -258,13 +262,13 @@ class Labelled:
         index = self._index(given)
         prediction = given if index is None else _pick(self.labels, index)
         if self.scores_output is None:
-            return Decoded(prediction, None, None, np.ones(len(given), np.bool_))
+            return Decoded(prediction, None, None, np.ones(len(given), np.bool_), index)
         scores = activated(tensors[1], self.activation)
         if scores.ndim == 1 or scores.shape[1] == 1:
             # A decision value alone: above 0 it speaks for the second class.
             value = _flat(self.scores_output, scores)
             if index is None or len(self.labels) != 2:
-                return Decoded(prediction, value, None, _finite(value))
+                return Decoded(prediction, value, None, _finite(value), index)
             scores = np.stack([-value, value], axis=1)
         if self.classes is not None:
             _wide(self.scores_output, scores, len(self.classes))
@@ -272,7 +276,7 @@ class Labelled:
             index = (scores[:, 1] >= self.threshold).astype(np.int64)
             prediction = _pick(self.labels, index)
         score = scores.max(axis=1) if index is None else _at(scores, index)
-        return Decoded(prediction, score, scores, _finite(scores))
+        return Decoded(prediction, score, scores, _finite(scores), index)
 
     def _index(self, given: pa.Array) -> npt.NDArray[np.int64] | None:
         """Place of each predicted class among the scores; None where the classes are unknown."""

@@ -126,6 +126,12 @@ class TaskHead:
         self, tensors: Sequence[npt.NDArray[Any]]
     ) -> tuple[pa.RecordBatch, tuple[Fault, ...]]:
         """Columns of `schema`; null in the task's own columns of rows that have a fault."""
+        return self.decoded(tensors)[:2]
+
+    def decoded(
+        self, tensors: Sequence[npt.NDArray[Any]]
+    ) -> tuple[pa.RecordBatch, tuple[Fault, ...], npt.NDArray[np.int64] | None]:
+        """`columns`, and the places of the predictions among `labels`, as in Decoded."""
         by_name = dict(zip(self.fetch, tensors, strict=True))
         decoded = self.decoder.decode([by_name[name] for name in self.decoder.fetch])
         arrays = [decoded.prediction]
@@ -143,7 +149,8 @@ class TaskHead:
             Fault(row, "not_finite", "the model's score is not a finite number")
             for row in bad.tolist()
         )
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema), faults
+        added = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return added, faults, decoded.places
 
 
 def resolve_head(package: ModelPackage, session: Session, options: HeadOptions) -> TaskHead:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchpredict.model.casting import Cast, cast_column
-from batchpredict.model.contracts import Fault, Feeds, Prepared
+from batchpredict.model.contracts import Fault, Feeds, Measured, Prepared
 from batchpredict.model.duplicates import first_equal
 
 
@@ -53,13 +53,16 @@ class TabularEncoder:
         """Casts whole columns. Faults: missing_value, bad_type; the first column that is wrong."""
         faults: dict[int, Fault] = {}
         keys: list[npt.NDArray[np.unsignedinteger]] = []
-        payload = {item.name: self._input(item, columns, faults, keys) for item in self.inputs}
+        missing: dict[str, npt.NDArray[np.bool_]] = {}
+        payload = {
+            item.name: self._input(item, columns, faults, keys, missing) for item in self.inputs
+        }
         ordered = tuple(faults[row] for row in sorted(faults))
         first = np.arange(columns.num_rows)
         if keys:
             sound = np.delete(first, list(faults))
             first[sound] = sound[first_equal([key[sound] for key in keys] if faults else keys)]
-        return Prepared(columns.num_rows, None, ordered, payload, first)
+        return Prepared(columns.num_rows, None, ordered, payload, first, missing=missing)
 
     def _input(
         self,
@@ -67,6 +70,7 @@ class TabularEncoder:
         columns: pa.RecordBatch,
         faults: dict[int, Fault],
         keys: list[npt.NDArray[np.unsignedinteger]],
+        missing: dict[str, npt.NDArray[np.bool_]],
     ) -> npt.NDArray[np.generic]:
         dtype = object if item.dtype == "string" else item.dtype
         matrix = np.empty((columns.num_rows, len(item.columns)), dtype)
@@ -76,6 +80,7 @@ class TabularEncoder:
             matrix[:, place] = cast.values
             if cast.missing.any():
                 matrix[cast.missing, place] = _substitute(item)
+                missing[name] = cast.missing
             if item.dtype == "string" and cast.bad.any():
                 matrix[cast.bad, place] = ""
             keys.append(_key(cast, matrix[:, place]))
@@ -84,6 +89,32 @@ class TabularEncoder:
     def feeds(self, prepared: Prepared, indices: npt.NDArray[np.int64]) -> Feeds:
         """[rows] or [rows, columns] arrays."""
         return {name: values[indices] for name, values in prepared.payload.items()}
+
+    def measured(self, prepared: Prepared, indices: npt.NDArray[np.int64], most: int) -> Measured:
+        """Numbers as they are fed, but for missing ones; characters of texts."""
+        names = self.columns[:most]
+        values = np.empty((len(names), len(indices)), np.float32)
+        left = dict(zip(names, values, strict=True))
+        units = {}
+        for item in self.inputs:
+            if not left:
+                break
+            fed = prepared.payload[item.name][indices].reshape(len(indices), len(item.columns)).T
+            for column, name in zip(fed, item.columns, strict=True):
+                if (into := left.pop(name, None)) is not None:
+                    units[name] = "characters" if item.dtype == "string" else "value"
+                    _numbers(column, into)
+                    if name in prepared.missing:
+                        into[prepared.missing[name][indices]] = np.nan
+        return Measured(units, values)
+
+
+def _numbers(values: npt.NDArray[np.generic], into: npt.NDArray[np.float32]) -> None:
+    if values.dtype == object:
+        into[:] = np.fromiter(map(len, values.tolist()), np.float32, len(values))
+        return
+    with np.errstate(over="ignore"):
+        into[:] = values
 
 
 def _substitute(item: BoundInput) -> bool | int | float | str | None:

@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 
 from batchpredict.errors import ConfigInvalid
 from batchpredict.model.columns import flags, is_json, is_text, json_values, plain
-from batchpredict.model.contracts import Fault, Feeds, Prepared, Tensor
+from batchpredict.model.contracts import Fault, Feeds, Measured, Prepared, Tensor
 from batchpredict.model.duplicates import first_seen
 from batchpredict.model.manifest import Template
 from batchpredict.model.package import NO_LENGTH, ModelPackage
@@ -215,6 +215,16 @@ class TextEncoder:
                 array[real] = tokens.type_ids[source]
             feeds[tensor.name] = array
         return feeds
+
+    def measured(
+        self,
+        prepared: Prepared,
+        indices: npt.NDArray[np.int64],
+        most: int,  # noqa: ARG002 - there is but one
+    ) -> Measured:
+        """Tokens of each row, special ones counted, padding not."""
+        lengths = np.diff(prepared.payload.offsets)[prepared.first[indices]]
+        return Measured({"tokens": "tokens"}, lengths[None].astype(np.float32))
 
 
 @contextmanager

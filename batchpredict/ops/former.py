@@ -18,6 +18,7 @@ from batchpredict.data.sources import InputSource, source_of
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
 from batchpredict.ops.layout import LayoutInvalid, made, part
+from batchpredict.run.profile import Profile, read_profile
 from batchpredict.run.receipt import Counts, InputFile, RejectsSummary
 
 
@@ -35,6 +36,7 @@ class Former:
     counts: Counts
     tool: Mapping[str, str]
     model: Mapping[str, Any]
+    profile: Profile | None
 
     @property
     def rows(self) -> int:
@@ -133,7 +135,18 @@ def _former(path: str, content: Any) -> Former:
         counts=made(Counts, content.get("counts"), "counts"),
         tool=content["tool"],
         model=content["model"],
+        profile=_profile(content),
     )
+
+
+def _profile(content: Mapping[str, Any]) -> Profile | None:
+    """None in a receipt of a version that made none."""
+    if content.get("profile") is None:
+        return None
+    try:
+        return read_profile(content["profile"])
+    except ValueError as error:
+        raise LayoutInvalid(f"profile: {error}") from error
 
 
 def _job(path: str, options: Mapping[str, Any]) -> Job:

@@ -42,6 +42,8 @@ from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.opening import Opened, dialect_of, open_task, same_family
 from batchpredict.run.pipeline import StageTimes
+from batchpredict.run.profile import merged
+from batchpredict.run.profiler import Profiler
 from batchpredict.run.publication import Publication
 from batchpredict.run.receipt import Counts
 from batchpredict.run.scoring import Settled, Work, score
@@ -204,8 +206,8 @@ class _Again:
         """Write the rows to `sink`, and to the rejects what is rejected again."""
         form, rejects = self.work.task.output_format, self.publication.rejects
         writer = FORMATS[form].module.open_writer(sink, self.opened.layout)
-        tried = _Tried()
-        with closing(self._windows()) as windows:
+        tried, profiler = _Tried(), Profiler(self.opened.scorer)
+        with closing(self._windows(profiler)) as windows:
             for settled in windows:
                 rows = settled.records.rows[-1:].tolist()
                 rows += [reject.row for reject in settled.rejects[-1:]]
@@ -216,9 +218,12 @@ class _Again:
                 self.watch(tried.counts, self.work.rejected.mended)
         rejects.add(self.mended.settled((), None))
         writer.close()
+        former = self.work.former.profile
+        if former is not None:
+            self.publication.profile = merged(former, profiler.profile())
         return tried
 
-    def _windows(self) -> Generator[Settled]:
+    def _windows(self, profiler: Profiler) -> Generator[Settled]:
         work = self.work
         journal = Journal(None, work.task.output, lambda: Mark(0, ""))
         # Rows that killed the run go to a child process at once, as after two deaths.
@@ -233,6 +238,7 @@ class _Again:
                 times=self.times,
                 journal=journal,
                 deadline=NEVER,
+                profiler=profiler,
             )
         )
 

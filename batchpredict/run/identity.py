@@ -29,6 +29,7 @@ _FREE = frozenset(
         "input_file", "model", "output_file", "output_dir", "rejects_file", "receipt_file",
         "workers", "no_tuning", "memory_limit", "batch_rows", "batch_tokens",
         "on_error", "max_rejects", "dry_run", "skip_rows",
+        "baseline", "max_drift", "on_drift",
         "no_resume", "max_seconds", "lock_wait", "if_done",
         "if_missing", "wait_for_input", "stable_for", "date",
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from batchpredict import __version__, s3
 from batchpredict.data.locations import STDIO, compression_of, is_stream
@@ -33,6 +33,7 @@ from batchpredict.model.session import runtime_version
 from batchpredict.run.current import enter, run_id
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.pipeline import StageTimes
+from batchpredict.run.profile import Profile
 from batchpredict.run.progress import log_receipt
 from batchpredict.run.receipt import (
     Counts,
@@ -65,6 +66,8 @@ class Publication:
         self.resumed = Resumed()
         self.suspects: tuple[int, ...] = ()
         self.retried: Retried | None = None
+        self.profile: Profile | None = None
+        self.drift: dict[str, Any] | None = None
         # Told what is durable and about to be published, while nothing is visible yet.
         self.announce: Callable[[Receipt], None] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
@@ -205,6 +208,8 @@ class Publication:
             suspects=self.suspects,
             warnings=fetched.warnings,
             retried=self.retried,
+            profile=None if self.profile is None else self.profile.to_json(),
+            drift=self.drift,
         )
 
     def __enter__(self) -> Publication:

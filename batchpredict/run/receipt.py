@@ -102,7 +102,9 @@ class Receipt:
     of the first batch. `batches`: those that this run planned, not earlier ones. `suspects`:
     numbers of rows without a score that were in flight, alone, when runs before died. `model`:
     `manifest_sha256` and `store` are None where it came from no store. `warnings`: what the
-    operator should know of how the model was come by.
+    operator should know of how the model was come by. `profile`: see profile.py; None where not
+    all rows were scored. `drift`: from `rows` of the runs in `baseline`, see drift.py; None where
+    there are none.
     """
 
     run_id: str
@@ -127,12 +129,14 @@ class Receipt:
     suspects: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     retried: Retried | None = None
+    profile: dict[str, Any] | None = None
+    drift: dict[str, Any] | None = None
     message: str | None = None
 
     def content(self) -> dict[str, Any]:
         """What JSON has of it; `receipt` is the version of this layout."""
         content = {"receipt": 1} | asdict(self)
-        for name in ("message", "retried"):
+        for name in ("message", "retried", "profile", "drift"):
             if content[name] is None:
                 del content[name]
         for stored in filter(None, (*content["inputs"], content["output"])):
@@ -142,7 +146,13 @@ class Receipt:
 
     def to_json(self) -> bytes:
         """The file's content."""
-        text = json.dumps(self.content(), indent=2, ensure_ascii=False)
+        content = self.content()
+        # Thousands of numbers, which shall not take a line each.
+        compact = {n: content.pop(n) for n in ("drift", "profile") if n in content}
+        text = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
+        for name, value in compact.items():
+            text += f',\n  "{name}": {json.dumps(value, ensure_ascii=False)}'
+        text += "\n}"
         # A file name need not be UTF-8; JSON has an escape for what it holds instead.
         return text.encode("utf-8", "backslashreplace") + b"\n"
 

@@ -19,6 +19,7 @@ from batchpredict.run.current import enter, one_run
 from batchpredict.run.deadline import NEVER, Deadline
 from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
+from batchpredict.run.monitoring import Monitor, check_baseline
 from batchpredict.run.opening import open_task
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
@@ -73,6 +74,7 @@ def run(
     if not tasks:
         return Outcome((), 0)
     check_resumable(tasks, job)
+    check_baseline(job)
     _check_creatable(tasks, job)
     with locked(tasks, job) as locks, ExitStack() as held:
         deadline = Deadline.after(job.max_seconds)
@@ -131,6 +133,7 @@ def rehearse(job: Job) -> tuple[str, ...]:
     if missing:
         raise missing[0]
     check_resumable(tasks, job)
+    check_baseline(job)
     _check_creatable(tasks, job)
     with fetch(job) as fetched:
         left = [t for t in tasks if not is_left_alone(t, job, fetched.package.digest)]
@@ -234,9 +237,11 @@ def _attempt(
                 for remark in opened.remarks:
                     logger.info("%s", remark)
                 publication.suspects = suspects_of(journal, task, job)
+                monitor = Monitor(task, job, model.package, opened.scorer)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
-                with closing(score(Work(opened, job, model, times, journal, deadline))) as done:
+                work = Work(opened, job, model, times, journal, deadline, monitor.profiler)
+                with closing(score(work)) as done:
                     for settled in done:
                         tally.add(settled, publication.rejects)
                         with times.measure("write"):
@@ -245,6 +250,7 @@ def _attempt(
                 source.meet_expected()
                 _check_skipped(job, tally.counts, task)
                 tally.judge()
+                monitor.conclude(publication)
                 writer.close()
                 return publication.publish(source, tally.counts)
         except InputDiffers:

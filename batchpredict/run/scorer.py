@@ -55,11 +55,15 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Scored:
-    """`added`: prediction columns of the rows at `indices` (ascending); `faults`: the others."""
+    """`added`: prediction columns of the rows at `indices` (ascending); `faults`: the others.
+
+    `places`: of the predictions among the head's labels, where they are known and one a row.
+    """
 
     indices: Indices
     added: pa.RecordBatch
     faults: tuple[Fault, ...]
+    places: Indices | None = None
 
 
 class Scorer:
@@ -140,13 +144,14 @@ class Scorer:
         if not len(indices):
             nothing = pa.RecordBatch.from_pylist([], self.head.schema)
             return Scored(indices, nothing, _sorted(faults))
-        added, unusable = self.head.columns([tensor[order] for tensor in whole.tensors])
+        added, unusable, at = self.head.decoded([tensor[order] for tensor in whole.tensors])
         if unusable:
             usable = np.ones(len(indices), bool)
             usable[[fault.index for fault in unusable]] = False
             faults += [Fault(int(indices[f.index]), f.code, f.message) for f in unusable]
             added, indices = added.filter(pa.array(usable)), indices[usable]
-        return Scored(indices, added, _sorted(faults))
+            at = None if at is None else at[usable]
+        return Scored(indices, added, _sorted(faults), at)
 
     def score(self, columns: pa.RecordBatch) -> Scored:
         """All stages, one after the other."""

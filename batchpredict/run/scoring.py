@@ -30,6 +30,7 @@ from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.opening import Opened
 from batchpredict.run.pipeline import Callers, StageTimes, ahead
+from batchpredict.run.profiler import Profiler
 from batchpredict.run.scorer import Inferred, Scored, spread
 from batchpredict.run.windows import SKIPPED, rejected, skipped, windows, without
 from batchpredict.signals import check_signals
@@ -48,6 +49,7 @@ class Work:
     times: StageTimes
     journal: Journal
     deadline: Deadline
+    profiler: Profiler
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def score(work: Work) -> Generator[Settled]:
                 with work.times.measure("finish"):
                     scored = opened.scorer.finish(window.prepared, inferred)
                     settled = _settle(window, scored, work)
+                    work.profiler.add(window.records.rows, window.prepared, scored)
                 yield settled
         finally:
             callers.stop(_PATIENCE_SECONDS)

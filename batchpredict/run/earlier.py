@@ -1,0 +1,137 @@
+"""Earlier runs of a task, found by the name of its receipt, and their profiles."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from batchpredict.errors import ConfigInvalid
+from batchpredict.job import Job
+from batchpredict.run.profile import Profile, read_profile
+
+logger = logging.getLogger(__name__)
+
+MOST_RUNS = 7
+_DAYS, _MONTHS = 31, 12
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)\2(\d\d)(?!\d)")
+_MONTH = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)(?!\d)")
+# A prediction depends on these, and its score on no others that one model can be run with.
+_OPTIONS = ("column", "threshold")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run that was published. `model`: its digest."""
+
+    receipt: str
+    run_id: str
+    ended: str
+    model: str
+    profile: Profile
+
+
+def earlier_names(receipt: str) -> Iterator[str]:
+    """What receipts of earlier runs may be called, the last one first.
+
+    The same name with the days before the last date in it (2026-11-21, 20261121, 2026/11/21), or,
+    without a day, with the months before; then the name itself, whose file is about to be
+    replaced.
+    """
+    if day := _last(_DAY, receipt):
+        for back in range(1, _DAYS + 1):
+            yield _DAY.sub(_instead(day, day - timedelta(back)), receipt)
+    elif month := _last(_MONTH, receipt):
+        before = month
+        for _ in range(_MONTHS):
+            before = (before - timedelta(1)).replace(day=1)
+            yield _MONTH.sub(_instead(month, before), receipt)
+    yield receipt
+
+
+def _last(pattern: re.Pattern[str], text: str) -> date | None:
+    dates = [found for match in pattern.finditer(text) if (found := _date(match))]
+    return dates[-1] if dates else None
+
+
+def _date(match: re.Match[str]) -> date | None:
+    year, _, month, *day = match.groups()
+    try:
+        return date(int(year), int(month), int(day[0]) if day else 1)
+    except ValueError:  # a number that is no date
+        return None
+
+
+def _instead(old: date, new: date) -> Callable[[re.Match[str]], str]:
+    def spell(match: re.Match[str]) -> str:
+        if _date(match) != old:
+            return match[0]
+        parts = new.isoformat().split("-")
+        return match[2].join(parts if len(match.groups()) == 4 else parts[:2])
+
+    return spell
+
+
+def earlier_runs(receipt: str, job: Job, model: str | None) -> tuple[Earlier, ...]:
+    """The last ones, at most MOST_RUNS, with the model of this name and the same predictions.
+
+    Those of earlier dates if there are any, else the one whose receipt `receipt` will replace.
+    """
+    *dated, replaced = earlier_names(receipt)
+    for names in (dated, [replaced]):
+        found = (run for name in names if (run := _usable(name, job, model)))
+        if runs := tuple(islice(found, MOST_RUNS)):
+            return runs
+    return ()
+
+
+def _usable(name: str, job: Job, model: str | None) -> Earlier | None:
+    try:
+        content = json.loads(Path(name).read_bytes())
+        if content["model"]["name"] != model or content["exit_code"] not in (0, 3):
+            return None
+        if _options(content["options"]) != _options(asdict(job)):
+            return None
+        return _earlier(name, content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        logger.debug("%s: not compared with: %s", name, error)
+        return None
+
+
+def _options(options: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps([options.get(name) for name in _OPTIONS]))
+
+
+def _earlier(name: str, content: Mapping[str, Any]) -> Earlier:
+    return Earlier(
+        name,
+        str(content["run_id"]),
+        str(content["ended"]),
+        str(content["model"]["sha256"]),
+        read_profile(content["profile"]),
+    )
+
+
+def read_baseline(name: str) -> Earlier:
+    """The run that --baseline names. Raises ConfigInvalid."""
+    path = os.path.expanduser(name)  # noqa: PTH111 - pathlib's raises for unknown users
+    try:
+        return _earlier(path, json.loads(Path(path).read_bytes()))
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+    except KeyError as error:
+        why = f"it has no {error}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        why = f"is no receipt with a profile: {error}"
+    raise ConfigInvalid(
+        f"--baseline={name}: {why}; name the OUTPUT.receipt.json of a run of this version"
+    )
