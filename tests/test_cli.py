@@ -539,6 +539,8 @@ VALUES = {
     "scores": "all",
     "threshold": "0.25",
     "on_error": "null",
+    "max_drift": "0.25",
+    "on_drift": "fail",
     "limit": "5",
     "batch_rows": "5",
     "batch_tokens": "5",
@@ -693,7 +695,7 @@ def test_receipt(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
         *("receipt", "run_id", "started", "ended", "exit_code", "tool", "model", "inputs"),
         *("output", "rejects", "options", "plan", "counts", "stages", "rows_per_second"),
         *("cpu_seconds", "first_row_seconds", "peak_memory_bytes", "resumed", "suspects"),
-        *("batches", "warnings"),
+        *("batches", "profile", "warnings"),
     }
     assert found["exit_code"] == 3
     assert found["inputs"] == [digest(data)]

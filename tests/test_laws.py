@@ -334,6 +334,7 @@ def test_twice_is_the_same_but_for_the_times(tmp_path: Path, words: Path, kind: 
         receipt = receipt_of(output)
         assert len({receipt.pop(name) is None for name in TIMES}) == 1
         del receipt["output"]["modified_ns"]
+        receipt.pop("drift", None)  # from the run before, which the first has not
         runs.append((published(output), receipt))
     assert runs[0] == runs[1]
     if kind.endswith(".gz"):

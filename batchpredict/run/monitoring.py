@@ -85,7 +85,8 @@ class Monitor:
         if exceeded:
             self._tell(_named(exceeded, shifts) + self._cause(profile, before, inputs))
         elif most is not None:
-            logger.info("%s: no drift from %s", self._task.input, self._runs())
+            nearest = _named(list(shifts), shifts, 1)
+            logger.info("%s: no drift from %s: %s", self._task.input, self._runs(), nearest)
 
     def _tell(self, what: str) -> None:
         said = f"{self._task.input}: predictions have drifted from {self._runs()}: {what}"
@@ -130,16 +131,16 @@ def _content(shifts: dict[str, Shift]) -> dict[str, Any]:
     }
 
 
-def _named(names: list[str], shifts: dict[str, Shift]) -> str:
+def _named(names: list[str], shifts: dict[str, Shift], most: int = _MOST_NAMED) -> str:
     """The largest first."""
     names = sorted(names, key=lambda name: -shifts[name].psi)
-    told = [f"{name} {shifts[name].psi:.2f}" for name in names[:_MOST_NAMED]]
-    more = len(names) - len(told)
-    return ", ".join(told) + (f" and {more} more" if more else "")
+    told = [f"{name} {shifts[name].psi:.2f}" for name in names[:most]]
+    less = f", {len(names) - most} less" if len(names) > most else ""
+    return ", ".join(told) + less
 
 
 def _label_moved(now: Profile, before: Profile) -> str:
-    """The label whose share has changed most."""
+    """The label whose share has changed most; of two labels the one that became more."""
     shares = {}
     for name in sorted({*now.labels, *before.labels}):
         was, new = (
@@ -148,5 +149,7 @@ def _label_moved(now: Profile, before: Profile) -> str:
         shares[name] = (was, new)
     if not shares:
         return ""
-    name, (was, new) = max(shares.items(), key=lambda item: abs(item[1][1] - item[1][0]))
+    changes = {name: new - was for name, (was, new) in shares.items()}
+    name = max(changes, key=lambda name: (round(abs(changes[name]), 6), changes[name]))
+    was, new = shares[name]
     return f"{name} was {was:.1%} of the rows and is {new:.1%}"
