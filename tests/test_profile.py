@@ -7,6 +7,8 @@ import json
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import reduce
 from pathlib import Path
@@ -162,6 +164,17 @@ def profile_of(scorer: Scorer, rows: list[dict[str, Any]], cuts: list[int]) -> P
     return found.profile()
 
 
+@contextmanager
+def sampling(block: int, below: int) -> Iterator[None]:
+    """A few rows are many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profilers, "HEAD_ROWS", 7)
+        patch.setattr(profilers, "BLOCK_ROWS", block)
+        patch.setattr(profilers, "_SAMPLED_BELOW", np.uint64(below))
+        patch.setattr(profilers, "_BLOCK_VALUES", 5)
+        yield
+
+
 MANIFEST = """
 [inputs.features]
 columns = ["x", "y"]
@@ -188,13 +201,11 @@ def test_parts_of_the_rows_add_up_to_the_whole(
     sums: Scorer, rows: list[dict[str, Any]], cuts: list[int], block: int
 ) -> None:
     cuts = sorted(min(cut, len(rows)) for cut in cuts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profilers, "HEAD_ROWS", 7)
-        patch.setattr(profilers, "BLOCK_ROWS", block)
-        patch.setattr(profilers, "_SAMPLED_BELOW", np.uint64(2**62))
-        patch.setattr(profilers, "_BLOCK_VALUES", 5)
+    with sampling(block, 2**62):
         whole = profile_of(sums, rows, [])
         assert profile_of(sums, rows, cuts).to_json() == whole.to_json()
+    with sampling(block, 2**64 - 1):
+        assert profile_of(sums, rows, cuts).sampled == whole.rows
 
 
 @settings(max_examples=60)
@@ -280,7 +291,7 @@ def logits(tmp_path: Path, rows: list[list[float]], **options: Any) -> Profile:
 
 
 def test_scores_by_label(tmp_path: Path) -> None:
-    rows = [[0.0, 5.0], [0.0, 0.1], [3.0, 0.0]]
+    rows = [[0.0, 5.0], [math.nan, 9.0], [0.0, 0.1], [3.0, 0.0]]
     found = logits(tmp_path / "a", rows)
     content = found.to_json()
     assert content["labels"] == {
@@ -340,9 +351,10 @@ def test_a_run_has_one_profile(
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         source = write_texts(directory / "in.csv", texts(60))
-        score(source, words, directory / "a.csv")
+        with sampling(2, 2**62):
+            score(source, words, directory / "a.csv")
         shape: dict[str, Any] = {"workers": workers, "batch_rows": batch}
-        with borders(*size):
+        with borders(*size), sampling(2, 2**62):
             for _ in range(stops):
                 with pytest.raises(TryAgain):
                     score(source, words, directory / "b.csv", max_seconds=0.0, **shape)
