@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ made_profiles = st.builds(
     Profile,
     st.just("single_label"),
     st.just(PROBABILITY),
+    counts,
     counts,
     counts,
     st.dictionaries(st.text("abcé<\x1b", max_size=2), made_labels, max_size=6),
@@ -165,12 +167,12 @@ def profile_of(scorer: Scorer, rows: list[dict[str, Any]], cuts: list[int]) -> P
 
 
 @contextmanager
-def sampling(block: int, below: int) -> Iterator[None]:
+def sampling(block: int, rate: int) -> Iterator[None]:
     """A few rows are many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profilers, "HEAD_ROWS", 7)
+        head = 3 * block
+        patch.setattr(profilers, "SAMPLE", ((0, head, 1), (head, sys.maxsize, rate)))
         patch.setattr(profilers, "BLOCK_ROWS", block)
-        patch.setattr(profilers, "_SAMPLED_BELOW", np.uint64(below))
         patch.setattr(profilers, "_BLOCK_VALUES", 5)
         yield
 
@@ -201,10 +203,10 @@ def test_parts_of_the_rows_add_up_to_the_whole(
     sums: Scorer, rows: list[dict[str, Any]], cuts: list[int], block: int
 ) -> None:
     cuts = sorted(min(cut, len(rows)) for cut in cuts)
-    with sampling(block, 2**62):
+    with sampling(block, 3):
         whole = profile_of(sums, rows, [])
         assert profile_of(sums, rows, cuts).to_json() == whole.to_json()
-    with sampling(block, 2**64 - 1):
+    with sampling(block, 1):
         assert profile_of(sums, rows, cuts).sampled == whole.rows
 
 
@@ -232,10 +234,10 @@ def test_the_sample_stands_for_all_rows(sums: Scorer) -> None:
     found = profile_of(sums, rows, [20000])
     column = found.inputs["x"]
     assert found.rows == 60000
-    assert found.sampled < 6000
+    assert found.sampled < 5000
     assert sum(column.histogram.values()) == pytest.approx(60000, rel=0.1)
     assert column.mean == pytest.approx(49.5, rel=0.05)
-    assert 300 < found.input_evidence < found.sampled
+    assert 1000 < found.input_evidence < found.sampled
 
 
 def test_values_that_are_missing(tmp_path: Path) -> None:
@@ -351,10 +353,10 @@ def test_a_run_has_one_profile(
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         source = write_texts(directory / "in.csv", texts(60))
-        with sampling(2, 2**62):
+        with sampling(2, 3):
             score(source, words, directory / "a.csv")
         shape: dict[str, Any] = {"workers": workers, "batch_rows": batch}
-        with borders(*size), sampling(2, 2**62):
+        with borders(*size), sampling(2, 3):
             for _ in range(stops):
                 with pytest.raises(TryAgain):
                     score(source, words, directory / "b.csv", max_seconds=0.0, **shape)

@@ -12,9 +12,9 @@ The receipt has it as `profile`:
 - `values`: a histogram of the predictions of a regression, or of the norms of vectors.
 - `inputs`: for each column that the model reads (the first MOST_COLUMNS), or for `tokens`, `nulls`,
   `min`, `max`, `mean`, the exact `sum` and a histogram: of numbers as float32, of texts' lengths
-  (`unit`: `characters`). They are counted in `sampled` rows: the first HEAD_ROWS, then one block
-  of BLOCK_ROWS in SAMPLED_ONE_IN, whose rows count that many times. Which ones follows from the
-  numbers of the rows alone.
+  (`unit`: `characters`). They are counted in `sampled` rows,
+  see SAMPLE, each of which stands for 1, 8 or 64; `squares` is the sum of the squares of these.
+  Which rows follows from their numbers alone.
 
 A histogram names each bin by that of its borders which is nearer to 0, and leaves empty ones out.
 `probability`: 20 bins over [0, 1]. `log`: four bins between a power of two and the next (1, 1.25,
@@ -26,6 +26,7 @@ No text of an input is in a profile.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -42,9 +43,10 @@ PROBABILITY_BINS = 20
 LOG_LIMIT = 1020
 MOST_LABELS = 100
 MOST_COLUMNS = 100
-HEAD_ROWS = 4096
-SAMPLED_ONE_IN = 64
-BLOCK_ROWS = 64
+# Inputs are looked at in one block of so many rows in 1, 8 or 64, by the numbers of the rows: after
+# the first, up to the second. Blocks lie between these borders.
+BLOCK_ROWS = 128
+SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
 _MOST_CHARACTERS = 100
 # Bits of a float32's mantissa that are below its bin's border.
 _LOW_BITS = 21
@@ -137,6 +139,7 @@ class Profile:
     scale: str
     rows: int = 0
     sampled: int = 0
+    squares: int = 0
     labels: Mapping[str, Label] = field(default_factory=dict)
     others: Label = field(default_factory=Label)
     values: Histogram = field(default_factory=dict)
@@ -146,11 +149,9 @@ class Profile:
     def input_evidence(self) -> int:
         """How many rows, each of which counts once, would tell as much of the inputs."""
         column = next(iter(self.inputs.values()), None)
-        if column is None or not self.sampled:
+        if column is None or not self.squares:
             return 0
-        stood_for = sum(column.histogram.values()) + column.nulls
-        later = (stood_for - self.sampled) // (SAMPLED_ONE_IN - 1)
-        return stood_for**2 // (self.sampled + later * (SAMPLED_ONE_IN**2 - 1))
+        return (sum(column.histogram.values()) + column.nulls) ** 2 // self.squares
 
     def to_json(self) -> dict[str, Any]:
         """What `read_profile` reads."""
@@ -162,6 +163,7 @@ class Profile:
             "others": self._label(self.others),
             "values": _histogram(LOG, self.values),
             "sampled": self.sampled,
+            "squares": self.squares,
             "inputs": {name: _column(column) for name, column in self.inputs.items()},
         }
         if not self.others.rows:
@@ -202,6 +204,7 @@ def merged(one: Profile, other: Profile) -> Profile:
         one.scale,
         one.rows + other.rows,
         one.sampled + other.sampled,
+        one.squares + other.squares,
         labels,
         others,
         _sum(one.values, other.values),
@@ -279,6 +282,7 @@ def read_profile(content: Any) -> Profile:
             scale,
             _count(content["rows"]),
             _count(content["sampled"]),
+            _count(content["squares"]),
             {name: _read_label(scale, label) for name, label in islice(labels, MOST_LABELS)},
             Label() if others is None else _read_label(scale, others),
             _read_histogram(LOG, content.get("values", {})),

@@ -7,7 +7,7 @@ whole columns at a time, each score of every row, inputs in a sample of the rows
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,13 @@ import pyarrow as pa
 from batchpredict.model.contracts import Prepared
 from batchpredict.run.profile import (
     BLOCK_ROWS,
-    HEAD_ROWS,
     LOG,
     LOG_LIMIT,
     MOST_COLUMNS,
     MOST_LABELS,
     PROBABILITY,
     PROBABILITY_BINS,
-    SAMPLED_ONE_IN,
+    SAMPLE,
     Column,
     Label,
     Profile,
@@ -43,8 +42,7 @@ _WIDTHS = {PROBABILITY: PROBABILITY_BINS, LOG: _LOG_WIDTH}
 _FIRSTS = {PROBABILITY: 0, LOG: -LOG_LIMIT}
 # Multiples of the golden ratio's fraction spread evenly over every period, so that none in the
 # input meets the sample's.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_SAMPLED_BELOW = np.uint64(2**64 // SAMPLED_ONE_IN)
+_GOLDEN, _HASHES = 0x9E3779B97F4A7C15, 1 << 64
 # Of inputs that are looked at together.
 _BLOCK_VALUES = 1 << 16
 # Of predictions that are: arrays of more come from the system, page by page, each time.
@@ -79,7 +77,7 @@ class Profiler:
         self._rows += columns.num_rows
         if not columns.num_rows:
             return
-        prediction = columns.column(f"{self._prefix}prediction")
+        prediction = columns.column(0)
         if self._task == "embedding":
             self._values.update(_tally(LOG, _norms(prediction)))
         elif self._task == "regression":
@@ -139,6 +137,7 @@ class Profiler:
             self._scale,
             self._rows,
             self._inputs.sampled,
+            self._inputs.squares,
             labels,
             others,
             dict(self._values),
@@ -160,26 +159,28 @@ class _Inputs:
         self._filled, self._weight = 0, 1
         self._counts = self._lows = np.zeros((0, _LOG_WIDTH), np.int64)
         self._low = self._high = np.zeros(0, np.float32)
-        self.sampled = 0
+        self.sampled = self.squares = 0
 
     def add(self, numbers: Numbers, prepared: Prepared, indices: Numbers) -> None:
         """`numbers`: of the rows at `indices`, in the input."""
         if not self._units:
             self._begin(self._encoder.measured(prepared, indices[:0], MOST_COLUMNS).units)
-        head = int(np.searchsorted(numbers, HEAD_ROWS, "right"))
-        self._take(prepared, indices[:head], 1)
-        if head == len(numbers):
-            return
-        blocks = np.arange(numbers[head] // BLOCK_ROWS, numbers[-1] // BLOCK_ROWS + 1)
-        chosen = blocks[blocks.view(np.uint64) * _GOLDEN < _SAMPLED_BELOW] * BLOCK_ROWS
-        begins = np.maximum(np.searchsorted(numbers, chosen), head)
-        ends = np.searchsorted(numbers, chosen + BLOCK_ROWS)
-        bounds = zip(begins.tolist(), ends.tolist(), strict=True)
-        if parts := [indices[begin:end] for begin, end in bounds]:
-            self._take(prepared, np.concatenate(parts), SAMPLED_ONE_IN)
+        first, last = int(numbers[0]), int(numbers[-1])
+        for begin, end, weight in SAMPLE:
+            if first > end or last <= begin:
+                continue
+            low, high = (
+                (max(first, begin + 1) - 1) // BLOCK_ROWS,
+                (min(last, end) - 1) // BLOCK_ROWS,
+            )
+            below = _HASHES // weight
+            chosen = [n for n in range(low, high + 1) if n * _GOLDEN % _HASHES < below]
+            if chosen:
+                self._take(prepared, indices[_places(numbers, chosen)], weight)
 
     def _take(self, prepared: Prepared, rows: Numbers, weight: int) -> None:
         self.sampled += len(rows)
+        self.squares += len(rows) * weight**2
         while len(rows):
             rows = self._fill(prepared, rows, weight)
 
@@ -247,6 +248,17 @@ class _Inputs:
             total_of(keys[is_finite], counts[finite], lows[finite]),
             dict(zip(keys[is_number].tolist(), counts[present[is_number]].tolist(), strict=True)),
         )
+
+
+def _places(numbers: Numbers, blocks: Sequence[int]) -> Numbers:
+    """Of the rows of these blocks among those with these numbers."""
+    if blocks[-1] - blocks[0] + 1 == len(blocks):  # all of them
+        blocks, size = blocks[:1], len(blocks) * BLOCK_ROWS
+    else:
+        size = BLOCK_ROWS
+    begins = np.array(blocks) * BLOCK_ROWS + 1
+    bounds = np.searchsorted(numbers, np.stack([begins, begins + size])).T.tolist()
+    return np.concatenate([np.arange(begin, end) for begin, end in bounds])
 
 
 def _tally(
