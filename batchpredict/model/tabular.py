@@ -96,25 +96,21 @@ class TabularEncoder:
         values = np.empty((len(names), len(indices)), np.float32)
         left = dict(zip(names, values, strict=True))
         units = {}
-        for item in self.inputs:
-            if not left:
-                break
-            fed = prepared.payload[item.name][indices].reshape(len(indices), len(item.columns)).T
-            for column, name in zip(fed, item.columns, strict=True):
-                if (into := left.pop(name, None)) is not None:
-                    units[name] = "characters" if item.dtype == "string" else "value"
-                    _numbers(column, into)
-                    if name in prepared.missing:
-                        into[prepared.missing[name][indices]] = np.nan
+        with np.errstate(over="ignore"):
+            for item in self.inputs:
+                if not left:
+                    break
+                fed = prepared.payload[item.name][indices]
+                is_text = item.dtype == "string"
+                for place, name in enumerate(item.columns):
+                    if (into := left.pop(name, None)) is not None:
+                        column = fed if item.flat else fed[:, place]
+                        units[name] = "characters" if is_text else "value"
+                        into[:] = list(map(len, column.tolist())) if is_text else column
+        for name, missing in prepared.missing.items():
+            if name in units:
+                values[list(units).index(name), missing[indices]] = np.nan
         return Measured(units, values)
-
-
-def _numbers(values: npt.NDArray[np.generic], into: npt.NDArray[np.float32]) -> None:
-    if values.dtype == object:
-        into[:] = np.fromiter(map(len, values.tolist()), np.float32, len(values))
-        return
-    with np.errstate(over="ignore"):
-        into[:] = values
 
 
 def _substitute(item: BoundInput) -> bool | int | float | str | None:

@@ -13,7 +13,7 @@ The receipt has it as `profile`:
 - `inputs`: for each column that the model reads (the first MOST_COLUMNS), or for `tokens`, `nulls`,
   `min`, `max`, `mean`, the exact `sum` and a histogram: of numbers as float32, of texts' lengths
   (`unit`: `characters`). They are counted in `sampled` rows,
-  see SAMPLE, each of which stands for 1, 8 or 64; `squares` is the sum of the squares of these.
+  see SAMPLE, each of which stands for 1, 8 or 128; `squares` is the sum of the squares of these.
   Which rows follows from their numbers alone.
 
 A histogram names each bin by that of its borders which is nearer to 0, and leaves empty ones out.
@@ -43,11 +43,12 @@ PROBABILITY_BINS = 20
 LOG_LIMIT = 1020
 MOST_LABELS = 100
 MOST_COLUMNS = 100
-# Inputs are looked at in one block of so many rows in 1, 8 or 64, by the numbers of the rows: after
-# the first, up to the second. Blocks lie between these borders.
-BLOCK_ROWS = 128
-SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
+# Inputs are looked at in one block of so many rows in 1, 8 or 128, by the numbers of the rows:
+# above the first, up to the second. No block lies across these borders.
+BLOCK_ROWS = 256
+SAMPLE = ((0, 1024, 1), (1024, 16384, 8), (16384, sys.maxsize, 128))
 _MOST_CHARACTERS = 100
+SUM_UNIT = 1 << 149  # of which every float32 is a multiple
 # Bits of a float32's mantissa that are below its bin's border.
 _LOW_BITS = 21
 
@@ -240,15 +241,19 @@ def _both_columns(one: Column, other: Column) -> Column:
     )
 
 
-def total_of(keys: Counts, counts: Counts, lows: Counts) -> Fraction:
-    """The exact sum of float32 values. Of each bin of `log` its key, how many values are in it, and
-    the sum of their bits below its border, with its sign in the bin around 0."""
+def parts_of_sum(keys: Counts, counts: Counts, lows: Counts) -> list[int]:
+    """What bins of `log` add to the sum of float32 values, exactly, in units of 1 / SUM_UNIT; of
+    those without a finite value it means nothing.
+
+    `counts`: values in each bin. `lows`: sums of their bits below the bin's border, with their
+    sign in the bin around 0.
+    """
     sizes = np.abs(keys)
     leading = (sizes & 3) + np.where(sizes < 4, 0, 4)
     whole = (counts * leading << _LOW_BITS) + lows
     shifts = np.maximum((sizes >> 2) - 1, 0)
     parts = zip(np.where(keys < 0, -whole, whole).tolist(), shifts.tolist(), strict=True)
-    return Fraction(sum(part << shift for part, shift in parts), 1 << 149)
+    return [part << shift for part, shift in parts]
 
 
 def _histogram(scale: str, histogram: Histogram) -> dict[str, int]:
@@ -299,7 +304,9 @@ def _count(value: Any) -> int:
 
 
 def _read_histogram(scale: str, content: Mapping[str, Any]) -> Histogram:
-    return {_key(scale, name): _count(rows) for name, rows in content.items()}
+    if any(type(rows) is not int or rows < 0 for rows in content.values()):
+        raise ValueError("a histogram has what is no count")
+    return {_key(scale, name): rows for name, rows in content.items()}
 
 
 def _read_label(scale: str, content: Mapping[str, Any]) -> Label:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,14 @@ from batchpredict.run.profile import (
     PROBABILITY,
     PROBABILITY_BINS,
     SAMPLE,
+    SUM_UNIT,
     Column,
     Label,
     Profile,
     first_labels,
     log_keys,
+    parts_of_sum,
     probability_keys,
-    total_of,
 )
 from batchpredict.run.scorer import Scored, Scorer
 
@@ -225,28 +227,38 @@ class _Inputs:
     def columns(self) -> dict[str, Column]:
         """By name, in the encoder's order."""
         self._count()
-        units = enumerate(self._units.items())
-        return {name: self._column(place, unit) for place, (name, unit) in units}
-
-    def _column(self, place: int, unit: str) -> Column:
-        counts, lows, half = self._counts[place].copy(), self._lows[place].copy(), _LOG_WIDTH // 2
+        counts, lows, half = self._counts.copy(), self._lows.copy(), _LOG_WIDTH // 2
         # What is next to 0 is one bin, whatever its sign.
-        counts[0] += counts[half]
-        lows[0] -= lows[half]
-        counts[half] = 0
-        present = np.flatnonzero(counts)
-        sizes = present % half
-        keys = np.where(present < half, sizes, -sizes)
-        is_number, is_finite = sizes <= LOG_LIMIT, sizes < LOG_LIMIT
+        counts[:, 0] += counts[:, half]
+        lows[:, 0] -= lows[:, half]
+        counts[:, half] = 0
+        places, at = np.nonzero(counts)
+        keys = np.where(at < half, at, half - at)
+        bins = list(
+            zip(
+                keys.tolist(),
+                counts[places, at].tolist(),
+                parts_of_sum(keys, counts[places, at], lows[places, at]),
+                strict=True,
+            )
+        )
+        ends = np.searchsorted(places, np.arange(len(self._units)), "right").tolist()
+        found, begin = {}, 0
+        for place, (name, unit) in enumerate(self._units.items()):
+            found[name] = self._column(place, unit, bins[begin : ends[place]])
+            begin = ends[place]
+        return found
+
+    def _column(self, place: int, unit: str, bins: Sequence[tuple[int, int, int]]) -> Column:
+        """`bins`: key, rows, and part of the sum."""
         low, high = float(self._low[place]), float(self._high[place])
-        finite = present[is_finite]
         return Column(
             unit,
-            int(counts[present[~is_number]].sum()),
+            sum(rows for key, rows, _ in bins if abs(key) > LOG_LIMIT),
             None if np.isnan(low) else low,
             None if np.isnan(high) else high,
-            total_of(keys[is_finite], counts[finite], lows[finite]),
-            dict(zip(keys[is_number].tolist(), counts[present[is_number]].tolist(), strict=True)),
+            Fraction(sum(part for key, _, part in bins if abs(key) < LOG_LIMIT), SUM_UNIT),
+            {key: rows for key, rows, _ in bins if abs(key) <= LOG_LIMIT},
         )
 
 
@@ -275,7 +287,7 @@ def _tally(
             keys = keys_of(values[start : start + _MOST_ROWS])
             if first:
                 keys -= first
-            if places is not None:
+            if places is not None and count > 1:
                 keys += places[start : start + _MOST_ROWS] * width
             yield keys
 
