@@ -69,14 +69,14 @@ def test_a_month_with_two_days_missing_and_one_malformed(tmp_path: Path, model: 
     first = commands.run(*command, cwd=tmp_path)
     assert first.returncode == 66
     assert [name for name in files_in(tmp_path / "out") if len(name) == 12] == outputs
-    lines = [line.split(" INFO ")[1] for line in first.stdout.decode().splitlines()]
+    lines = [line.split(maxsplit=4)[4] for line in first.stdout.decode().splitlines()]
     shown = lines[-32:]
     assert shown[0].split() == ["day", "input", "rows", "rejected", "exit"]
     assert shown[1].split() == ["2026-11-01", "users_2026-11-01.csv", "2", "0", "0"]
     assert shown[5].split()[2:] == ["-", "-", "66", "input", "missing"]
     assert shown[10].split()[2:] == ["-", "-", "65", "input", "invalid"]
     assert shown[31] == "30 days: 27 scored, 0 left alone, 3 failed; 54 rows, 0 rejected"
-    assert [line.split(" ERROR ")[1][:10] for line in first.stderr.decode().splitlines()] == [
+    assert [line.split()[4].rstrip(":") for line in first.stderr.decode().splitlines()] == [
         "2026-11-05", "2026-11-10", "2026-11-18",
     ]  # fmt: skip
 
