@@ -97,7 +97,7 @@ def predict(
     from batchpredict.log import configure_logging
     from batchpredict.ops.task_names import task_name
     from batchpredict.ops.watching import Targets, monitored
-    from batchpredict.request import read_request
+    from batchpredict.request import place_of_run, read_request
 
     today = date.today()
     data_on_stdout = options["output_file"] == "-" or (
@@ -108,6 +108,7 @@ def predict(
     del options["progress"]
     if options["dry_run"]:
         return _rehearse(read_request(options, today).jobs())
+    metrics_dir = metrics_dir and place_of_run(metrics_dir, options, today)
     with monitored(task_name(*named_paths(ctx)), Targets(metrics_dir, ping_url)) as watched:
         request = read_request(options, today)
         jobs = request.jobs()

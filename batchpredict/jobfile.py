@@ -11,11 +11,13 @@ from typing import Any
 from batchpredict.dates import escape
 from batchpredict.errors import ConfigInvalid
 
-# Options that name files.
+# Options that name files; dates may be in them.
 PATHS = (
     *("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model"),
-    *("baseline", "metrics_dir"),
+    *("model_store", "baseline", "metrics_dir"),
 )
+# Where a model store may be named but in the job file.
+_STORE_VARIABLES = ("BATCHPREDICT_MODEL_STORE", "VCAP_SERVICES")
 
 
 def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
             advice = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigInvalid(f"{name}: unknown option {key!r}{advice}")
         values[key] = _value(name, path.parent, key, value)
+    if "model" in values:
+        values["model"] = _model(path.parent, values, str(values["model"]))
     return values
 
 
@@ -60,11 +64,25 @@ def _value(name: str, directory: Path, key: str, value: Any) -> Any:
         raise ConfigInvalid(f"{name}: {key} must not be a table")
     if key == "input_file":
         value = value if isinstance(value, list) else [value]
-    if key not in PATHS:
+    if key not in PATHS or key == "model":
         return value
     if isinstance(value, list):
         return [_resolved(directory, str(entry)) for entry in value]
     return _resolved(directory, str(value))
+
+
+def _model(directory: Path, values: dict[str, Any], model: str) -> str:
+    """A path; or a model of a store, where there is one and nothing of this name."""
+    has_store = "model_store" in values or any(map(os.environ.get, _STORE_VARIABLES))
+    is_meant = has_store or "@" in model or "#" in model
+    if is_meant and _is_bare(model) and not os.path.lexists(directory / model):
+        return model
+    return _resolved(directory, model)
+
+
+def _is_bare(model: str) -> bool:
+    """Whether this can be the name of a model in a store."""
+    return bool(model) and "/" not in model and not model.endswith(".onnx") and model[0] not in "~."
 
 
 def _resolved(directory: Path, path: str) -> str:
@@ -73,8 +91,15 @@ def _resolved(directory: Path, path: str) -> str:
     return os.path.join(escape(str(directory)), os.path.expanduser(path))  # noqa: PTH111, PTH118
 
 
+def placed(name: str, value: str) -> str:
+    """The value of the option `name` as a job file or another directory's command can have it."""
+    if name not in PATHS or (name == "model" and _is_bare(value) and not os.path.lexists(value)):
+        return value
+    return absolute(value)
+
+
 def absolute(path: str) -> str:
-    """A name of a file as a job file or another directory's command can have it."""
+    """A name of a file as `placed` gives it."""
     if path == "-" or "://" in path:
         return path
     path = os.path.join(escape(os.getcwd()), os.path.expanduser(path))  # noqa: PTH109, PTH111, PTH118

@@ -14,7 +14,7 @@ from batchpredict.job import Job
 from batchpredict.jobfile import PATHS
 from batchpredict.log import logger
 
-# What is told of a run, a Job does not know.
+# Those of a Job: what is told of a run, it does not know.
 _DATED = tuple(name for name in PATHS if name != "metrics_dir")
 
 
@@ -56,6 +56,15 @@ def read_request(options: Mapping[str, Any], today: date) -> Request:
     days, ranged = _days(given, today)
     given["model"] = given["model"] or _bundled()
     return Request(given, days, ranged)
+
+
+def place_of_run(name: str, options: Mapping[str, Any], today: date) -> str:
+    """A place that all days of a range share, with the day of --date or today's in its name.
+
+    Raises UsageError.
+    """
+    chosen = options["date"] if has_date(name) else None
+    return expand(name, parse_day("date", chosen, today) if chosen else today)
 
 
 def _days(options: dict[str, Any], today: date) -> tuple[Sequence[date], bool]:

@@ -135,14 +135,9 @@ def _arguments(ctx: click.Context) -> Iterator[str]:
 
 
 def _placed(name: str, value: str) -> str:
-    from batchpredict.jobfile import PATHS, absolute
+    from batchpredict.jobfile import placed
 
-    path = os.path.expanduser(value)  # noqa: PTH111
-    if name == "model" and not os.path.exists(path):  # noqa: PTH110 - a name in the model store
-        return value
-    if name == "job":
-        return _from_anywhere(value)
-    return absolute(value) if name in PATHS else value
+    return _from_anywhere(value) if name == "job" else placed(name, value)
 
 
 def _from_anywhere(path: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import pytest
 
-from batchpredict import __version__, cli, log
+from batchpredict import __version__, cli, jobfile, log
 from batchpredict.jobfile import PATHS
 from batchpredict.run import progress
 from batchpredict.run.receipt import Counts
@@ -500,6 +500,45 @@ def test_job_file_that_is_wrong(
     assert done.code == 78
     (line,) = done.err.splitlines()
     assert all(word in line for word in ("night.toml", *words)), line
+
+
+def test_models_and_metrics_in_a_job_file(
+    invoke: Invoke, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to it, but for what is a name in a store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "a {job}"
+    (folder / "metrics-2026-11-20").mkdir(parents=True)
+    assert invoke("models", "push", model, "texts", f"--model_store={folder / 'store'}").code == 0
+    (folder / "in-2026-11-20.csv").write_text("id,text\n1,good\n")
+    for name in ("texts", "texts@latest"):
+        (folder / "night.toml").write_text(
+            f'input_file = "in-{{date}}.csv"\noutput_file = "out.csv"\nmodel = "{name}"\n'
+            'model_store = "store"\nmetrics_dir = "metrics-{date}"\ndate = "2026-11-20"\n'
+        )
+        done = invoke(f"--job={folder / 'night.toml'}")
+        assert (done.code, done.err) == (0, "")
+        found = receipt(folder / "out.csv.receipt.json")
+        assert (found["model"]["name"], found["model"]["version"]) == ("texts", "1")
+        assert found["options"]["model_store"] == str(folder / "store")
+        assert [file.name for file in (folder / "metrics-2026-11-20").iterdir()] == [
+            "batchpredict_night.prom"
+        ]
+
+
+def test_a_store_in_s3_in_a_job_file(tmp_path: Path) -> None:
+    file = tmp_path / "night.toml"
+    file.write_text('model = "m@2"\nmodel_store = "s3://bucket/models/"\nbaseline = "a.json"\n')
+    assert jobfile.read_job_file(str(file), {"model", "model_store", "baseline"}) == {
+        "model": "m@2", "model_store": "s3://bucket/models/", "baseline": str(tmp_path / "a.json"),
+    }  # fmt: skip
+
+
+def test_a_model_beside_the_job_file_is_meant_first(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    file = tmp_path / "night.toml"
+    file.write_text('model = "m"\nmodel_store = "store"\n')
+    assert jobfile.read_job_file(str(file), {"model", "model_store"})["model"] == f"{tmp_path}/m"
 
 
 def test_job_file_missing(invoke: Invoke) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from batchpredict.data.drafts import check_creatable, write_durably
 from batchpredict.errors import OutputNotCreatable, UsageError
 from batchpredict.job import Job
-from batchpredict.jobfile import PATHS, absolute
+from batchpredict.jobfile import placed
 from batchpredict.ops.tune import Found, store
 from batchpredict.ops.tuning_report import svg
 from batchpredict.run.tuned import check_storable
@@ -99,11 +99,9 @@ def job_text(job: Job) -> str:
 
 
 def _placed(name: str, value: Any) -> Any:
-    if name not in PATHS:
-        return value
     if isinstance(value, tuple):
         return tuple(_placed(name, entry) for entry in value)
-    return absolute(value)
+    return placed(name, value) if isinstance(value, str) else value
 
 
 def _toml(value: Any) -> str:
