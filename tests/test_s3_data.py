@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchpredict import s3
+from batchpredict.cli import main
 from batchpredict.data import storage
 from batchpredict.data.listing import matches, matching
 from batchpredict.data.locations import COMPRESS, compression_of
@@ -27,6 +30,7 @@ from batchpredict.data.uploads import object_state
 from batchpredict.errors import (
     InputInvalid,
     InputMissing,
+    InputUnfinished,
     OutputNotCreatable,
     OutputWriteFailed,
     TryAgain,
@@ -35,6 +39,7 @@ from batchpredict.errors import (
 )
 from batchpredict.job import Job
 from batchpredict.ops.retry import Request, retry
+from batchpredict.run import arrival
 from batchpredict.run.inspection import inspect
 from batchpredict.run.receipt import Receipt
 from batchpredict.run.runner import Outcome, rehearse, run
@@ -765,3 +770,100 @@ def test_a_publication_whose_leftovers_cannot_be_removed(
     proxy.add("500", r"HEAD .*\.failed\.json")
     outcome = run_names(model, source, output_file=bucket.url("out.csv"))
     assert outcome.exit_code == bucket.receipt("out.csv")["exit_code"]
+
+
+# --- night after night
+
+
+def nightly(bucket: Bucket, model: Path, *arguments: str) -> int:
+    return main(
+        [f"--input_file={bucket.url('in/{date}.csv')}", f"--model={model}", *arguments,
+         f"--output_file={bucket.url('out/{date:%Y/%m/%d}.csv')}", "--quiet"]
+    )  # fmt: skip
+
+
+def test_a_range_of_days(
+    tmp_path: Path, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lookup(tmp_path / "model")
+    source = written(tmp_path, "csv", ROWS)
+    for day in ("2026-11-20", "2026-11-22"):
+        bucket.put(source, f"in/{day}.csv")
+    days = ("--from=2026-11-20", "--to=2026-11-22", "--max_drift=0.25", "--if_done=skip")
+    (tmp_path / "metrics").mkdir()
+    assert nightly(bucket, model, *days, f"--metrics_dir={tmp_path / 'metrics'}") == 66
+    (line,) = capsys.readouterr().err.splitlines()
+    assert bucket.url("in/2026-11-21.csv") in line
+    receipts = [bucket.receipt(f"out/2026/11/{day}.csv") for day in (20, 22)]
+    assert len({receipt["run_id"] for receipt in receipts}) == 1
+    drift = receipts[1]["drift"]
+    assert [each["receipt"] for each in drift["baseline"]] == [
+        bucket.url("out/2026/11/20.csv.receipt.json")
+    ]
+    (metrics,) = (tmp_path / "metrics").iterdir()
+    text = metrics.read_text()
+    assert 'last_run_inputs{result="published",task="' in text
+    assert re.search(r'records\{result="scored",.*\} 120\.0\n', text)
+    assert set(re.findall(r'score_psi\{label="([^"]+)"', text)) == set(drift["predictions"])
+
+
+def test_metrics_and_log_of_an_input_that_fails(
+    tmp_path: Path, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lookup(tmp_path / "model")
+    url = bucket.put(written(tmp_path, "csv", SOME_BAD), "in.csv")
+    (tmp_path / "metrics").mkdir()
+    call = [f"--input_file={url}", f"--model={model}", "--max_rejects=0", "--log_format=json"]
+    assert main([*call, f"--metrics_dir={tmp_path / 'metrics'}"]) == 65
+    (metrics,) = (tmp_path / "metrics").iterdir()
+    assert re.search(r'inputs\{result="failed",.*\} 1\.0\n', metrics.read_text())
+    assert re.search(r'records\{result="rejected",.*\} [1-9]', metrics.read_text())
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (told,) = [event["receipt"] for event in events if event["event"] == "receipt"]
+    assert told == json.loads(bucket.get("in.scored.csv.failed.json"))
+
+
+def test_a_pinned_baseline(
+    tmp_path: Path, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lookup(tmp_path / "model")
+    url = bucket.put(written(tmp_path, "csv", ROWS), "in.csv")
+    call = [f"--input_file={url}", f"--model={model}", "--quiet"]
+    assert main([*call, f"--baseline={bucket.url('pinned.json')}"]) == 78
+    assert "pinned.json" in capsys.readouterr().err
+    assert main(call) == 0
+    pinned = bucket.url("in.scored.csv.receipt.json")
+    assert main([*call, f"--baseline={pinned}", "--max_drift=0.1"]) == 0
+    assert bucket.receipt("in.scored.csv")["drift"]["baseline"][0]["receipt"] == pinned
+
+
+def test_an_object_that_is_late(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrival, "_ASK_SECONDS", 0.2)
+    url, source = bucket.url("in.csv"), written(tmp_path, "csv", ROWS)
+    job = Job(input_file=(url,), model="m", wait_for_input=30.0)
+    timer = threading.Timer(0.5, lambda: bucket.put(source, "in.csv"))
+    timer.start()
+    tasks, missing = arrival.arrived_tasks(job)
+    timer.join()
+    assert ([task.input for task in tasks], missing) == ([url], ())
+
+
+def test_an_object_that_is_new(tmp_path: Path, bucket: Bucket) -> None:
+    url = bucket.put(written(tmp_path, "csv", ROWS), "in/a.csv")
+    for name in (url, bucket.url("in/"), bucket.url("in/*.csv")):
+        job = Job(input_file=(name,), model="m", stable_for=3600.0)
+        with pytest.raises(InputUnfinished, match="changed within the last 3600 s"):
+            arrival.arrived_tasks(job)
+        assert arrival.arrived_tasks(replace(job, if_missing="skip")) == ((), ())
+    time.sleep(1.1)  # a store keeps whole seconds
+    tasks, _ = arrival.arrived_tasks(replace(job, stable_for=1.0, wait_for_input=30.0))
+    assert [task.input for task in tasks] == [url]
+
+
+def test_an_object_that_may_be_missing(bucket: Bucket) -> None:
+    job = Job(input_file=(bucket.url("in.csv"),), model="m")
+    with pytest.raises(InputMissing, match="no such object"):
+        arrival.arrived_tasks(job)
+    assert arrival.arrived_tasks(replace(job, if_missing="skip")) == ((), ())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from batchpredict.data.locations import is_stream
+from batchpredict.data.locations import identity, is_stream
 from batchpredict.data.naming import tasks_of
 from batchpredict.errors import BatchPredictError, InputMissing, TryAgain, UsageError
 from batchpredict.job import Job
@@ -101,7 +100,7 @@ def _check_apart(jobs: Sequence[Job]) -> None:
                         f"{task.input}: a range of days is written to files, not to a stream; "
                         "name an --input_file and an --output_file"
                     )
-                day = written.setdefault(os.path.realpath(file), str(job.date))
+                day = written.setdefault(identity(file), str(job.date))
                 if day != job.date:
                     raise UsageError(
                         f"{file}: {day} and {job.date} would both be written to it; put {{date}} "

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchpredict.errors import BatchPredictError, exit_code_of, message_of
+from batchpredict.errors import BatchPredictError, Unavailable, exit_code_of, message_of
 from batchpredict.ops.task_names import TaskName
 from batchpredict.run.current import run_id
 from batchpredict.signals import deferred
@@ -90,7 +89,8 @@ class Watched(logging.Handler):
     @cached_property
     def ended(self) -> Ended:
         """What has become of it, once it is over."""
-        jobs = self.jobs if self.exit_code else ()
+        # Where a store cannot be used, asking it for receipts takes as long again.
+        jobs = self.jobs if self.exit_code not in (0, Unavailable.exit_code) else ()
         return Ended(
             run_id(),
             self.exit_code,
@@ -157,8 +157,10 @@ def _failed(job: Job) -> Iterator[dict[str, Any]]:
 
 def _read(path: str | None) -> dict[str, Any]:
     """A receipt; nothing where there is none, or no file of ours."""
+    from batchpredict.data.outputs import read_small
+
     try:
-        found = json.loads(Path(path or "").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = json.loads((path and read_small(path)) or b"")
+    except (BatchPredictError, ValueError, RecursionError):  # a store may not answer
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchpredict import s3
 from batchpredict.data.locations import is_stream
 from batchpredict.data.naming import Task, tasks_of
 from batchpredict.errors import InputMissing, InputUnfinished
@@ -18,6 +19,8 @@ from batchpredict.signals import check_signals
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+# Of a store, where a look is a call or more.
+_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,16 @@ class _Sight:
 def arrived_tasks(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]:
     """As `tasks_of`, once all inputs are there and complete, or the time to wait for them is over.
 
-    No task at all only where that is to be skipped. Raises UsageError, InputMissing.
+    No task at all only where that is to be skipped. Raises UsageError, InputMissing, Unavailable.
     """
     sight = _look(job)
     until = time.monotonic() + job.wait_for_input
+    pause = _ASK_SECONDS if any(map(s3.is_url, job.input_file)) else _LOOK_SECONDS
     if job.wait_for_input and (sight.missing or sight.unfinished):
         for reason in _reasons(sight, job):
             logger.info("waiting for at most %g s: %s", job.wait_for_input, reason)
     while (sight.missing or sight.unfinished) and (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, _LOOK_SECONDS))
-        check_signals()
+        _rest(min(left, pause))
         sight = _look(job)
     missing = (*sight.missing, *_unfinished_names(sight, job))
     if job.if_missing == "skip":
@@ -54,6 +57,14 @@ def arrived_tasks(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]
     if sight.tasks and (later := [name for name in sight.unfinished if name not in named]):
         logger.info("%d left for later: changed within %g s", len(later), job.stable_for)
     return sight.tasks, missing
+
+
+def _rest(seconds: float) -> None:
+    """Sleep, but for what a signal asks for."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK_SECONDS))
+        check_signals()
 
 
 def _look(job: Job) -> _Sight:
@@ -71,14 +82,17 @@ def _is_settled(name: str, seconds: float) -> bool:
     """Whether nothing has changed a file for so long.
 
     The time of change of its inode counts too: a copy may be given an old time of modification.
+    An object's time is that of its store. Raises Unavailable.
     """
     if not seconds or is_stream(name):
         return True
-    try:
-        status = Path(name).stat()
-    except OSError:  # it was renamed or removed since it was listed
-        return False
     now = time.time()
+    try:
+        if s3.is_url(name):
+            return now - s3.store().head(s3.parse(name)).modified_ns / 1e9 >= seconds
+        status = Path(name).stat()
+    except (OSError, s3.Missing):  # it was renamed or removed since it was listed
+        return False
     # A time of modification to come was set by someone whose clock is wrong.
     changed = max([status.st_ctime, *(t for t in [status.st_mtime] if t <= now)])
     return now - changed >= seconds
@@ -106,4 +120,5 @@ def _reasons(sight: _Sight, job: Job) -> Iterable[str]:
 
 
 def _path(name: str) -> str:
-    return os.path.expanduser(name)  # noqa: PTH111 - as in Task.input
+    """As in Task.input."""
+    return s3.parse(name).url if s3.is_url(name) else os.path.expanduser(name)  # noqa: PTH111

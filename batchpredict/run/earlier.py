@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from batchpredict import s3
 from batchpredict.errors import ConfigInvalid
 from batchpredict.job import Job
 from batchpredict.run.profile import Profile, read_profile
@@ -20,6 +22,9 @@ from batchpredict.run.profile import Profile, read_profile
 logger = logging.getLogger(__name__)
 
 MOST_RUNS = 7
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+# Of a receipt in S3.
+_MOST_BYTES = 16 << 20
 _DAYS, _MONTHS = 31, 12
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)\2(\d\d)(?!\d)")
 _MONTH = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)(?!\d)")
@@ -94,7 +99,7 @@ def earlier_runs(receipt: str, job: Job, model: str | None) -> tuple[Earlier, ..
 
 def _usable(name: str, job: Job, model: str | None) -> Earlier | None:
     try:
-        content = json.loads(Path(name).read_bytes())
+        content = json.loads(_read(name))
         if content["model"]["name"] != model or content["exit_code"] not in (0, 3):
             return None
         if _options(content["options"]) != _options(asdict(job)):
@@ -102,9 +107,19 @@ def _usable(name: str, job: Job, model: str | None) -> Earlier | None:
         return _earlier(name, content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (*_UNUSABLE, OSError, ConfigInvalid, s3.Denied) as error:
         logger.debug("%s: not compared with: %s", name, error)
         return None
+
+
+def _read(name: str) -> bytes:
+    """Raises FileNotFoundError, OSError, ConfigInvalid (too large), Unavailable."""
+    if not s3.is_url(name):
+        return Path(name).read_bytes()
+    try:
+        return s3.store().read(s3.parse(name), _MOST_BYTES)[0]
+    except s3.Missing as error:
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
 
 
 def _options(options: Mapping[str, Any]) -> Any:
@@ -122,15 +137,15 @@ def _earlier(name: str, content: Mapping[str, Any]) -> Earlier:
 
 
 def read_baseline(name: str) -> Earlier:
-    """The run that --baseline names. Raises ConfigInvalid."""
+    """The run that --baseline names. Raises ConfigInvalid, Unavailable."""
     path = os.path.expanduser(name)  # noqa: PTH111 - pathlib's raises for unknown users
     try:
-        return _earlier(path, json.loads(Path(path).read_bytes()))
+        return _earlier(path, json.loads(_read(path)))
     except OSError as error:
         why = (error.strerror or str(error)).lower()
     except KeyError as error:
         why = f"it has no {error}"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except _UNUSABLE as error:
         why = f"is no receipt with a profile: {error}"
     raise ConfigInvalid(
         f"--baseline={name}: {why}; name the OUTPUT.receipt.json of a run of this version"

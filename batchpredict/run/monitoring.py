@@ -10,9 +10,9 @@ from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import ConfigInvalid, InputInvalid
 from batchpredict.job import Job
-from batchpredict.model.package import ModelPackage
 from batchpredict.run.drift import Shift, compare, compare_inputs
 from batchpredict.run.earlier import Earlier, earlier_runs, read_baseline
+from batchpredict.run.fetching import Fetched
 from batchpredict.run.profile import Profile, merged
 from batchpredict.run.profiler import Profiler
 from batchpredict.run.publication import Publication
@@ -36,12 +36,12 @@ class Monitor:
     Raises ConfigInvalid where the run that --baseline names cannot be compared with.
     """
 
-    def __init__(self, task: Task, job: Job, package: ModelPackage, scorer: Scorer) -> None:
+    def __init__(self, task: Task, job: Job, fetched: Fetched, scorer: Scorer) -> None:
         self._task = task
         self._job = job
         self.profiler = Profiler(scorer)
-        self._earlier = self._baseline(package.name)
-        self._digest = package.digest
+        self._earlier = self._baseline(fetched.name)
+        self._digest = fetched.package.digest
 
     def _baseline(self, model: str | None) -> tuple[Earlier, ...]:
         kind = self.profiler.profile()

@@ -237,7 +237,7 @@ def _attempt(
                 for remark in opened.remarks:
                     logger.info("%s", remark)
                 publication.suspects = suspects_of(journal, task, job)
-                monitor = Monitor(task, job, model.package, opened.scorer)
+                monitor = Monitor(task, job, model.fetched, opened.scorer)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
                 work = Work(opened, job, model, times, journal, deadline, monitor.profiler)
