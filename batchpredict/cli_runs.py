@@ -55,13 +55,17 @@ def list_(folders: tuple[str, ...], last: int | None, as_json: bool) -> int:
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1)
 @_JSON
 def show(run: str, folders: tuple[str, ...], as_json: bool) -> int:
-    """All about one run: RUN is a receipt, or a run's id or the beginning of one."""
+    """All about one run: RUN is a receipt, or a run's id or the beginning of one.
+
+    By its id, a run is shown with all its inputs.
+    """
     from batchpredict.ops import runs_table
 
     _log()
-    found = runs_table.read_one(run, folders or (".",))
+    found = runs_table.read_meant(run, folders or (".",))
     facts = runs_table.show_facts(found)
-    click.echo(json.dumps(facts, indent=2) if as_json else runs_table.show(found))
+    text = "\n\n".join(map(runs_table.show, found))
+    click.echo(json.dumps(facts, indent=2) if as_json else text)
     return 0
 
 

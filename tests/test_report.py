@@ -177,6 +177,19 @@ class TestVerdict:
         assert shown.verdict.sentence.endswith("; 1 earlier failure not run again")
         assert [line.run.output[-7:] for line in shown.older] == ["a_1.csv"]
 
+    def test_a_warning(self, tmp_path: Path, receipt: dict[str, Any]) -> None:
+        silent = "the store cannot be reached; reviews@champion is what it was 2 hours ago"
+        shown = seen(put(tmp_path, receipt, "a.csv", warnings=[silent]))
+        assert (shown.verdict.level, shown.verdict.word) == ("warn", "Warnings")
+        assert shown.verdict.sentence == silent
+        put(tmp_path, receipt, "b.csv")
+        shown = seen(tmp_path)
+        assert (shown.verdict.level, shown.verdict.sentence) == (
+            "warn",
+            "1 of 2 runs with a warning",
+        )
+        assert [line.reason for line in shown.problems] == [silent]
+
     def test_drift(self, tmp_path: Path, receipt: dict[str, Any]) -> None:
         moved = {
             "baseline": [{"run_id": "r"}],
@@ -387,7 +400,7 @@ class TestCommand:
         (tmp_path / "r.html").write_text("old")
         assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 0
         out, err = capsys.readouterr()
-        assert "INFO All fine: published, every one of 2 rows scored\n" in out
+        assert " All fine: published, every one of 2 rows scored\n" in out
         assert out.endswith(f"INFO report: {tmp_path}/r.html\n")
         assert "b.receipt.json: is not a receipt (it lacks receipt); skipped\n" in err
         assert "<h1>All fine</h1>" in (tmp_path / "r.html").read_text()
@@ -400,7 +413,7 @@ class TestCommand:
         out, err = capfdbinary.readouterr()
         assert out.startswith(b"<!DOCTYPE html>")
         assert out.rstrip().endswith(b"</html>")
-        assert b"INFO All fine" in err
+        assert b" All fine: " in err
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path)]) == 66

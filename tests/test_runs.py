@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -349,8 +350,38 @@ class TestCommand:
         assert shown[0] == shown[1] == shown[2]
         assert run_id in shown[0]
         assert main(["runs", "show", "--json", str(receipt)]) == 0
-        content = json.loads(capsys.readouterr().out)
+        (content,) = json.loads(capsys.readouterr().out)["runs"]
         assert content["receipt"] == json.loads(receipt.read_bytes())
+
+    def test_show_all_inputs_of_a_run(
+        self, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        inputs = [rows(tmp_path / name, "1,2", "3,4") for name in ("a.csv", "b.csv", "c.csv")]
+        arguments = [f"--input_file={each}" for each in inputs]
+        assert main([f"--model={model}", "--quiet", *arguments]) == 0
+        receipts = [Path(f"{each.with_suffix('')}.scored.csv.receipt.json") for each in inputs]
+        (run_id,) = {json.loads(each.read_bytes())["run_id"] for each in receipts}
+        changed(scored(tmp_path, model, "other.csv"), run_id="0" * 16)
+        capsys.readouterr()
+        assert main(["runs", "show", run_id, str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert [out.count(f"{each}\n") for each in receipts] == [1, 1, 1]
+        assert main(["runs", "show", "--json", run_id, str(tmp_path)]) == 0
+        found = json.loads(capsys.readouterr().out)["runs"]
+        assert sorted(each["file"] for each in found) == list(map(str, receipts))
+
+    def test_warnings_are_told(
+        self, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changed(scored(tmp_path, model), warnings=["the store was silent"], run_id="abcdef")
+        for arguments in ([str(tmp_path)], ["show", "abcdef", str(tmp_path)]):
+            assert main(["runs", *arguments]) == 0
+            assert re.search(r"warning:? +the store was silent\n", capsys.readouterr().out)
+
+    def test_a_folder_in_s3(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["runs", "s3://bucket/scored/"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "receipts are read from folders of this machine" in line
 
     def test_show_what_is_not_there(
         self, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]

@@ -24,12 +24,15 @@ _ROW_MESSAGE = re.compile(r"(: row \d+: [a-z_0-9]+): .*(; mend)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Line:
-    """A run in a table. `reason`: what is wrong with it. `drifted`: its predictions, too far."""
+    """A run in a table. `reason`: what is wrong with it. `drifted`: its predictions, too far.
+    `warned`: of how its model was come by.
+    """
 
     run: Run
     level: Level
     reason: str
     drifted: bool
+    warned: bool
 
 
 def line_of(run: Run, with_records: bool) -> Line:
@@ -40,9 +43,11 @@ def line_of(run: Run, with_records: bool) -> Line:
     if drift and drifted and run.state != "failed":  # whose message says so
         moved = [f"{each.name} {each.psi:.2f}" for each in drift.predictions if each.exceeded]
         reasons.append(f"predictions have drifted (PSI): {', '.join(moved)}")
-    if drifted and level == "good":
+    reasons += run.warnings
+    warned = bool(run.warnings)
+    if (drifted or warned) and level == "good":
         level = "warn"
-    return Line(run, level, "; ".join(filter(None, reasons)), drifted)
+    return Line(run, level, "; ".join(filter(None, reasons)), drifted, warned)
 
 
 def _reason(run: Run, with_records: bool) -> str:

@@ -40,9 +40,12 @@ def verdict_of(recent: Sequence[Line], older: Sequence[Line], now: datetime, man
 def _word(level: Level, recent: Sequence[Line]) -> str:
     if level != "warn":
         return _WORDS[level]
-    rejected = "Rows rejected" if any(each.run.state == "partial" for each in recent) else ""
-    drifted = "Predictions drifted" if any(each.drifted for each in recent) else ""
-    return ", ".join(filter(None, (rejected, drifted.lower() if rejected else drifted)))
+    words = {
+        "rows rejected": any(each.run.state == "partial" for each in recent),
+        "predictions drifted": any(each.drifted for each in recent),
+        "warnings": any(each.warned for each in recent),
+    }
+    return ", ".join(word for word, is_so in words.items() if is_so).capitalize()
 
 
 def _figures(runs: Sequence[Run], many: bool) -> list[tuple[str, str, str]]:
@@ -77,6 +80,8 @@ def _summary(recent: Sequence[Line], older: Sequence[Line]) -> str:
         parts.append(f"{runs} published without {count(lost, 'row')} ({share(lost, read)})")
     if drifted := sum(each.drifted for each in recent):
         parts.append(f"{drifted:,} of {count(len(recent), 'run')} with drifted predictions")
+    if warned := sum(each.warned for each in recent):
+        parts.append(f"{warned:,} of {count(len(recent), 'run')} with a warning")
     if levels["busy"]:
         parts.append(f"{levels['busy']:,} at work")
     if levels["good"] == len(recent):

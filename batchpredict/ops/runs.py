@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from batchpredict.errors import InputInvalid, InputMissing
+from batchpredict import s3
+from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.ops.layout import LayoutInvalid, made, part
 from batchpredict.run.receipt import Counts, InputFile, RejectsSummary, Resumed, Retried
 
@@ -26,6 +27,7 @@ RECEIPT, FAILED, JOURNAL = ".receipt.json", ".failed.json", ".journal"
 _MOST_BYTES = 16 << 20
 # A date or a time in a name, or a part's number.
 _NUMBERS = re.compile(r"\d+(?:[-_.:T]?\d+)*")
+_MOST_WARNINGS = 10
 _MOST_DIGITS = 19  # of nanoseconds since the epoch
 _MOST = 1e15  # of what is counted: rows, bytes, seconds
 _MANY_DIGITS = re.compile(rb"[\s:,\[-]\d{%d}" % (_MOST_DIGITS + 1))
@@ -50,7 +52,8 @@ class Run:
 
     `file`: where it is told of. `output`: as seen from here, with the directory of `file`.
     `ended`: UTC; of a journal, when it was last written to. `kept_rows`: scored ones in the journal
-    of a run that published nothing. `receipt`: all that is in the file, empty for a journal.
+    of a run that published nothing. `warnings`: of how the model was come by. `receipt`: all that
+    is in the file, empty for a journal.
     """
 
     file: str
@@ -72,6 +75,7 @@ class Run:
     resumed: Resumed = field(default_factory=Resumed)
     retried: Retried | None = None
     kept_rows: int = 0
+    warnings: tuple[str, ...] = ()
     receipt: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,7 +112,8 @@ class Found:
 def read_runs(paths: Iterable[str]) -> Found:
     """The runs that receipts tell of; of a folder, all in it and below, but for hidden folders.
 
-    What cannot be read or is no receipt is skipped. Raises InputMissing where a path is none.
+    What cannot be read or is no receipt is skipped. Raises InputMissing where a path is none,
+    UsageError where it is in S3.
     """
     runs: dict[str, Run] = {}
     skipped: list[Skipped] = []
@@ -131,6 +136,10 @@ def read_runs(paths: Iterable[str]) -> Found:
 
 def _files(paths: Iterable[str], skipped: list[Skipped]) -> Iterator[str]:
     for name in paths:
+        if s3.is_url(name):
+            raise UsageError(
+                f"{name}: receipts are read from folders of this machine; copy them into one first"
+            )
         path = os.path.expanduser(name)  # noqa: PTH111 - pathlib's raises for unknown users
         if Path(path).is_dir():
             yield from _below(path, skipped)
@@ -232,6 +241,7 @@ def _run(file: str, content: Any) -> Run:
         peak_memory_bytes=part(content, "peak_memory_bytes", int),
         resumed=made(Resumed, content.get("resumed", {}), "resumed"),
         retried=None if retried is None else made(Retried, retried, "retried"),
+        warnings=_warnings(content),
         receipt=content,
     )
     _check_numbers(run)
@@ -245,6 +255,12 @@ def _output(file: str, content: Mapping[str, Any]) -> str:
             return file.removesuffix(ending)
     output = content.get("output")
     return part(output, "path", str) if output else file
+
+
+def _warnings(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """None in a receipt of a version that wrote none."""
+    warnings = part(content, "warnings", list) if "warnings" in content else []
+    return tuple(str(warning) for warning in warnings[:_MOST_WARNINGS])
 
 
 def _time(content: Mapping[str, Any], name: str) -> datetime:

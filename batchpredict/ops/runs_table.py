@@ -53,6 +53,7 @@ def _cells(run: Run) -> list[str]:
 
 def _remarks(run: Run) -> list[str]:
     lines = [plain(run.message, 400)] if run.message else []
+    lines += [plain(f"warning: {warning}", 400) for warning in run.warnings]
     if run.kept_rows and run.is_over:
         lines.append(
             f"{count(run.kept_rows, 'row')} scored and kept; the same command goes on there"
@@ -94,6 +95,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "output": run.output,
         "model": asdict(run.model),
         "counts": asdict(run.counts) if run.counts else None,
+        "warnings": list(run.warnings),
         "reject_codes": run.rejects.codes if run.rejects else {},
         "kept_rows": run.kept_rows,
         "rows_per_second": run.rows_per_second,
@@ -102,26 +104,29 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def show_facts(run: Run) -> dict[str, Any]:
-    """One run as JSON: its receipt, and what the list says of it."""
-    return _facts(run) | {"receipt": run.receipt or None}
+def show_facts(runs: Sequence[Run]) -> dict[str, Any]:
+    """Runs as JSON: their receipts, and what the list says of them."""
+    return {"runs": [_facts(run) | {"receipt": run.receipt or None} for run in runs]}
 
 
-def find_run(name: str, runs: Iterable[Run]) -> Run:
-    """The run with this id or beginning of one. Raises UsageError (several), InputMissing."""
+def find_runs(name: str, runs: Iterable[Run]) -> tuple[Run, ...]:
+    """All inputs of the run with this id or beginning of one. Raises UsageError (several runs),
+    InputMissing.
+    """
     matching = [run for run in runs if run.run_id and run.run_id.startswith(name)]
     if len(matching) > 1 and len({run.run_id for run in matching}) > 1:
-        raise UsageError(f"{name}: {len(matching)} runs have an id that starts so; give more of it")
+        several = len({run.run_id for run in matching})
+        raise UsageError(f"{name}: {several} runs have an id that starts so; give more of it")
     if not matching or len(name) < _LEAST_PREFIX:
         raise InputMissing(
             f"{name}: no receipt, and no run with such an id under the folders given; "
             "batchpredict runs --json lists the ids"
         )
-    return matching[0]
+    return tuple(matching)
 
 
 def show(run: Run) -> str:
-    """One run, a fact a line."""
+    """One input's run, a fact a line."""
     lines = [(name, plain(text, 400)) for name, text in _about(run) if text]
     wide = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{wide}}  {text}" for name, text in lines)
@@ -132,6 +137,7 @@ def _about(run: Run) -> list[tuple[str, str]]:
     lines = [
         ("state", run.state + ("" if run.exit_code is None else f" (exit {run.exit_code})")),
         ("message", run.message or ""),
+        *(("warning", warning) for warning in run.warnings),
         ("run", run.run_id or ""),
         ("started", local(run.started) if run.started else ""),
         ("ended" if run.is_over else "last write", local(run.ended)),
@@ -161,12 +167,12 @@ def _about(run: Run) -> list[tuple[str, str]]:
     return [*lines, ("receipt" if run.receipt else "journal", run.file)]
 
 
-def read_one(name: str, folders: Sequence[str]) -> Run:
-    """The run meant by a receipt's path, or by an id under the folders. See `find_run`."""
+def read_meant(name: str, folders: Sequence[str]) -> tuple[Run, ...]:
+    """What is meant by a receipt's path, or by an id under the folders. See `find_runs`."""
     if not Path(name).is_file():
-        return find_run(name, read_runs(folders).runs)
+        return find_runs(name, read_runs(folders).runs)
     found = read_runs([name])
     if not found.runs:
         reason = found.skipped[0].reason if found.skipped else "its output is published"
         raise InputInvalid(f"{name}: {reason}; name OUTPUT.receipt.json")
-    return found.runs[0]
+    return found.runs
