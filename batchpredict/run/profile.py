@@ -13,7 +13,7 @@ The receipt has it as `profile`:
 - `inputs`: for each column that the model reads (the first MOST_COLUMNS), or for `tokens`, `nulls`,
   `min`, `max`, `mean`, the exact `sum` and a histogram: of numbers as float32, of texts' lengths
   (`unit`: `characters`). They are counted in `sampled` rows,
-  see SAMPLE, each of which stands for 1, 8 or 128; `squares` is the sum of the squares of these.
+  see SAMPLE, each of which stands for 1, 8 or 64; `squares` is the sum of the squares of these.
   Which rows follows from their numbers alone.
 
 A histogram names each bin by that of its borders which is nearer to 0, and leaves empty ones out.
@@ -43,10 +43,10 @@ PROBABILITY_BINS = 20
 LOG_LIMIT = 1020
 MOST_LABELS = 100
 MOST_COLUMNS = 100
-# Inputs are looked at in one block of so many rows in 1, 8 or 128, by the numbers of the rows:
+# Inputs are looked at in one block of so many rows in 1, 8 or 64, by the numbers of the rows:
 # above the first, up to the second. No block lies across these borders.
-BLOCK_ROWS = 256
-SAMPLE = ((0, 1024, 1), (1024, 16384, 8), (16384, sys.maxsize, 128))
+BLOCK_ROWS = 32
+SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
 _MOST_CHARACTERS = 100
 SUM_UNIT = 1 << 149  # of which every float32 is a multiple
 # Bits of a float32's mantissa that are below its bin's border.

@@ -44,7 +44,7 @@ _WIDTHS = {PROBABILITY: PROBABILITY_BINS, LOG: _LOG_WIDTH}
 _FIRSTS = {PROBABILITY: 0, LOG: -LOG_LIMIT}
 # Multiples of the golden ratio's fraction spread evenly over every period, so that none in the
 # input meets the sample's.
-_GOLDEN, _HASHES = 0x9E3779B97F4A7C15, 1 << 64
+_GOLDEN, _HASHES = np.uint64(0x9E3779B97F4A7C15), 1 << 64
 # Of inputs that are looked at together.
 _BLOCK_VALUES = 1 << 16
 # Of predictions that are: arrays of more come from the system, page by page, each time.
@@ -72,6 +72,11 @@ class Profiler:
         self._others = Label()
         self._values: Counter[int] = Counter()
         self._inputs = _Inputs(scorer)
+
+    @property
+    def nothing(self) -> Profile:
+        """Of no rows."""
+        return Profile(self._task, self._scale)
 
     def add(self, rows: Numbers, prepared: Prepared, scored: Scored) -> None:
         """Count a window. `rows`: numbers in the input of all its rows, ascending."""
@@ -171,14 +176,12 @@ class _Inputs:
         for begin, end, weight in SAMPLE:
             if first > end or last <= begin:
                 continue
-            low, high = (
-                (max(first, begin + 1) - 1) // BLOCK_ROWS,
-                (min(last, end) - 1) // BLOCK_ROWS,
-            )
-            below = _HASHES // weight
-            chosen = [n for n in range(low, high + 1) if n * _GOLDEN % _HASHES < below]
-            if chosen:
-                self._take(prepared, indices[_places(numbers, chosen)], weight)
+            low, high = max(first, begin + 1) - 1, min(last, end) - 1
+            blocks = np.arange(low // BLOCK_ROWS, high // BLOCK_ROWS + 1)
+            if weight > 1:
+                hashes = blocks.view(np.uint64) * _GOLDEN
+                blocks = blocks[hashes < np.uint64(_HASHES // weight)]
+            self._take(prepared, indices[_places(numbers, blocks)], weight)
 
     def _take(self, prepared: Prepared, rows: Numbers, weight: int) -> None:
         self.sampled += len(rows)
@@ -262,15 +265,11 @@ class _Inputs:
         )
 
 
-def _places(numbers: Numbers, blocks: Sequence[int]) -> Numbers:
+def _places(numbers: Numbers, blocks: Numbers) -> Numbers:
     """Of the rows of these blocks among those with these numbers."""
-    if blocks[-1] - blocks[0] + 1 == len(blocks):  # all of them
-        blocks, size = blocks[:1], len(blocks) * BLOCK_ROWS
-    else:
-        size = BLOCK_ROWS
-    begins = np.array(blocks) * BLOCK_ROWS + 1
-    bounds = np.searchsorted(numbers, np.stack([begins, begins + size])).T.tolist()
-    return np.concatenate([np.arange(begin, end) for begin, end in bounds])
+    wanted = (blocks[:, None] * BLOCK_ROWS + np.arange(1, BLOCK_ROWS + 1)).ravel()
+    places = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+    return np.asarray(places[numbers[places] == wanted])
 
 
 def _tally(
