@@ -124,6 +124,7 @@ def normal(text: str, root: Path | None = None) -> str:
     text = re.sub(
         r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ([A-Z]+) [0-9a-f]{8} ", r"TIME \1 RUN ", text
     )
+    text = re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "TIME  ", text)
     text = re.sub(r"[\d,]+ rows/s", "RATE rows/s", text)
     text = re.sub(r"seconds per stage: .*", "seconds per stage: SECONDS", text)
     return re.sub(r"\d\.\d{4,}", lambda score: f"{float(score[0]):.3f}", text)
