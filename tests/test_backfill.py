@@ -268,29 +268,28 @@ def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
     # By their names the first to be read.
     slow = [drop / f"a{number}.csv" for number in range(3)]
 
-    def write_slowly() -> None:
-        for row in range(8):
-            for file in slow:
-                with file.open("a") as lines:
-                    lines.write("id,text\n" if row == 0 else f"{row},good\n")
-            time.sleep(0.1)
-
     job = Job(
         input_file=(str(drop),), output_dir=str(done), model=str(model), if_done="skip",
-        stable_for=0.7, if_missing="skip",
+        stable_for=1.5, if_missing="skip",
     )  # fmt: skip
-    writer = threading.Thread(target=write_slowly)
-    writer.start()
-    while not slow[-1].exists():
-        time.sleep(0.01)
     scored: list[str] = []
-    until = time.monotonic() + 30
-    while len(scored) < 23 and time.monotonic() < until:
+
+    def look() -> None:
         outcome = score(job)
         assert outcome.exit_code == 0
-        scored += [receipt.inputs[0].path for receipt in outcome.receipts]
+        scored.extend(receipt.inputs[0].path for receipt in outcome.receipts)
+
+    for row in range(8):
+        for file in slow:
+            with file.open("a") as lines:
+                lines.write("id,text\n" if row == 0 else f"{row},good\n")
+        look()
         time.sleep(0.1)
-    writer.join()
+    assert not set(map(str, slow)) & set(scored)
+    until = time.monotonic() + 30
+    while len(scored) < 23 and time.monotonic() < until:
+        time.sleep(0.1)
+        look()
     assert sorted(scored) == sorted(map(str, drop.iterdir()))
     with caplog.at_level("INFO"):
         assert score(job).receipts == ()
