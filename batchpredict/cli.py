@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from batchpredict import __version__, cli_runs
+from batchpredict import __version__
 from batchpredict.errors import (
     BatchPredictError,
     ConfigInvalid,
@@ -34,7 +34,8 @@ from batchpredict.options import (
     store_options,
 )
 from batchpredict.run.current import one_run
-from batchpredict.schedule_command import schedule
+from batchpredict.runs_cli import report, runs
+from batchpredict.schedule_cli import schedule
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
@@ -281,8 +282,8 @@ def retry(
 
 
 cli.add_command(models)
-cli.add_command(cli_runs.runs)
-cli.add_command(cli_runs.report)
+cli.add_command(runs)
+cli.add_command(report)
 cli.add_command(schedule)
 
 
