@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -37,6 +36,8 @@ def runs() -> None:
 @_JSON
 def list_(folders: tuple[str, ...], last: int | None, as_json: bool) -> int:
     """What ran, the latest at the bottom; by default in this folder and those below it."""
+    import json
+
     from batchpredict.ops import runs_table
     from batchpredict.ops.runs import read_runs
 
@@ -59,6 +60,8 @@ def show(run: str, folders: tuple[str, ...], as_json: bool) -> int:
 
     By its id, a run is shown with all its inputs.
     """
+    import json
+
     from batchpredict.ops import runs_table
 
     _log()
