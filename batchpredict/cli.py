@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -23,7 +23,6 @@ from batchpredict.errors import (
 )
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
-from batchpredict.models_cli import models
 from batchpredict.options import (
     JOB_FILE,
     input_options,
@@ -34,16 +33,71 @@ from batchpredict.options import (
     store_options,
 )
 from batchpredict.run.current import one_run
-from batchpredict.runs_cli import report, runs
-from batchpredict.schedule_cli import schedule
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
+def _models() -> click.Command:
+    from batchpredict.models_cli import models
+
+    return models
+
+
+def _runs() -> click.Command:
+    from batchpredict.runs_cli import runs
+
+    return runs
+
+
+def _report() -> click.Command:
+    from batchpredict.runs_cli import report
+
+    return report
+
+
+def _schedule() -> click.Command:
+    from batchpredict.schedule_cli import schedule
+
+    return schedule
+
+
+# Commands with a module of their own, and what the list of commands says of them.
+_ELSEWHERE: dict[str, tuple[Callable[[], click.Command], str]] = {
+    "models": (_models, "Keep models in a store, as versions with aliases."),
+    "report": (_report, "One HTML page about one run or many."),
+    "runs": (_runs, "What ran, from the receipts and journals beside outputs."),
+    "schedule": (_schedule, "Have cron or systemd run `predict` with these options."),
+}
+
+
 class _Commands(click.Group):
     """Underscores and dashes are one; `predict` is meant where no command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            return _ELSEWHERE[cmd_name][0]()
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's, but nothing is imported for it."""
+        names = self.list_commands(ctx)
+        left = formatter.width - 6 - max(map(len, names))
+        rows = [
+            (
+                name,
+                _ELSEWHERE[name][1]
+                if name in _ELSEWHERE
+                else self.commands[name].get_short_help_str(left),
+            )
+            for name in names
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
@@ -55,7 +109,8 @@ class _Commands(click.Group):
                     f"probably pasted from a web page; type --{argument.lstrip(_DASHES + '-')}"
                 )
         first = args[0] if args else ""
-        if first not in self.commands and not first.startswith("-") and set("./") & set(first):
+        known = {*self.commands, *_ELSEWHERE}
+        if first not in known and not first.startswith("-") and set("./") & set(first):
             raise UsageError(f"{first!r} is no command; to score a file: --input_file={first}")
         if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
             args = ["predict", *args]
@@ -279,12 +334,6 @@ def retry(
     if receipt.exit_code:
         logger.warning("%s", retrying.remainder(receipt))
     return receipt.exit_code
-
-
-cli.add_command(models)
-cli.add_command(runs)
-cli.add_command(report)
-cli.add_command(schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -502,6 +502,14 @@ def test_job_file_that_is_wrong(
     assert all(word in line for word in ("night.toml", *words)), line
 
 
+def test_every_command_is_listed_and_there(invoke: Invoke) -> None:
+    listed = re.findall(r"(?m)^  ([a-z]+)  ", invoke("--help").out.split("Commands:")[1])
+    assert listed == sorted(listed)
+    assert {"predict", "models", "report", "runs", "schedule"} <= set(listed)
+    for name in listed:
+        assert f"batchpredict {name} [OPTIONS]" in invoke(name, "--help").out
+
+
 def test_models_and_metrics_in_a_job_file(
     invoke: Invoke, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
