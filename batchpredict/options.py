@@ -16,6 +16,8 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
 _FORMATS = click.Choice(["csv", "tsv", "jsonl", "json", "avro", "parquet"])
 # Where a context keeps the job file's name.
 JOB_FILE = "batchpredict.job"
+# Options of `predict` that are no fields of a Job.
+OF_THE_RUN = ("progress", "quiet", "verbose", "log_format", "metrics_dir", "ping_url")
 
 
 class _Lines(click.ParamType[Any]):

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from batchpredict.errors import ConfigInvalid, UsageError
-from batchpredict.options import JOB_FILE, predict_options
+from batchpredict.options import JOB_FILE, OF_THE_RUN, predict_options
 
 _ARGUMENTS = "batchpredict.arguments"
 # Not of predict.
@@ -90,7 +90,7 @@ def _planned(
         raise UsageError('when? batchpredict schedule "0 2 * * *" --job=nightly.toml')
     timing = parse_timing(when)
     _check_sources(ctx)
-    for name in ("progress", "quiet", "verbose", "log_format", "metrics_dir", "ping_url"):
+    for name in OF_THE_RUN:
         options.pop(name)
     if options["from"] or options["to"] or options["date"] not in (None, "today", "yesterday"):
         raise UsageError("a fixed day would be the same each time; leave --date, --from, --to out")

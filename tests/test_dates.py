@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from batchpredict import dates
 from batchpredict.cli import cli
 from batchpredict.errors import UsageError
+from batchpredict.options import OF_THE_RUN
 from batchpredict.request import Request, read_request
 from tests import models
 from tests.commands import receipt, run
@@ -120,7 +121,7 @@ def request(**given: Any) -> Request:
     """As the command line without more options merges it."""
     with cli.commands["predict"].make_context("predict", []) as context:
         options = dict(context.params)
-    for name in ("progress", "quiet", "verbose", "log_format"):
+    for name in OF_THE_RUN:
         del options[name]
     return read_request({**options, "model": "m", **given}, DAY)
 
@@ -130,9 +131,11 @@ class TestRequest:
         job = request(
             input_file=("a_{date}.csv", "b_{yesterday}.csv"), output_dir="out/{date}",
             rejects_file="{month}.jsonl", receipt_file="{year}.json", model="models/{last_month}",
+            baseline="{yesterday}.json", model_store="s3://models/{year}/",
         ).job()  # fmt: skip
         assert job.input_file == ("a_2026-03-01.csv", "b_2026-02-28.csv")
         assert (job.output_dir, job.model) == ("out/2026-03-01", "models/2026-02")
+        assert (job.baseline, job.model_store) == ("2026-02-28.json", "s3://models/2026/")
         assert (job.rejects_file, job.receipt_file) == ("2026-03.jsonl", "2026.json")
         assert job.date == "2026-03-01"
         assert request(input_file=("a.csv",), output_file="{date}.csv").job().date == "2026-03-01"
