@@ -401,7 +401,7 @@ class TestCommand:
         assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 0
         out, err = capsys.readouterr()
         assert " All fine: published, every one of 2 rows scored\n" in out
-        assert out.endswith(f"INFO report: {tmp_path}/r.html\n")
+        assert out.endswith(f" report: {tmp_path}/r.html\n")
         assert "b.receipt.json: is not a receipt (it lacks receipt); skipped\n" in err
         assert "<h1>All fine</h1>" in (tmp_path / "r.html").read_text()
 

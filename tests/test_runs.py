@@ -373,10 +373,14 @@ class TestCommand:
     def test_warnings_are_told(
         self, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        changed(scored(tmp_path, model), warnings=["the store was silent"], run_id="abcdef")
+        moved = {"predictions": {"labels": {"psi": 0.41, "noise": 0.1}}, "exceeded": ["labels"]}
+        receipt = scored(tmp_path, model)
+        changed(receipt, warnings=["the store was silent"], drift=moved, run_id="abcdef")
         for arguments in ([str(tmp_path)], ["show", "abcdef", str(tmp_path)]):
             assert main(["runs", *arguments]) == 0
-            assert re.search(r"warning:? +the store was silent\n", capsys.readouterr().out)
+            out = capsys.readouterr().out
+            assert re.search(r"warning:? +the store was silent\n", out)
+            assert re.search(r"warning:? +predictions have drifted \(PSI\): labels 0.41\n", out)
 
     def test_a_folder_in_s3(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["runs", "s3://bucket/scored/"]) == 2

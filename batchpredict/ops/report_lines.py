@@ -40,9 +40,8 @@ def line_of(run: Run, with_records: bool) -> Line:
     drift, level = drift_of(run), _LEVELS[run.state]
     drifted = bool(drift and drift.exceeded)
     reasons = [_reason(run, with_records)]
-    if drift and drifted and run.state != "failed":  # whose message says so
-        moved = [f"{each.name} {each.psi:.2f}" for each in drift.predictions if each.exceeded]
-        reasons.append(f"predictions have drifted (PSI): {', '.join(moved)}")
+    if drift and run.state != "failed":  # whose message says so
+        reasons.append(drift.told)
     reasons += run.warnings
     warned = bool(run.warnings)
     if (drifted or warned) and level == "good":

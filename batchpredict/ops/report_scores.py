@@ -71,6 +71,14 @@ class Drift:
         """The largest PSI of the predictions."""
         return max((shift.psi for shift in self.predictions), default=0.0)
 
+    @property
+    def told(self) -> str:
+        """What moved too far; empty where nothing did."""
+        if not self.exceeded:
+            return ""
+        moved = [f"{each.name} {each.psi:.2f}" for each in self.predictions if each.exceeded]
+        return f"predictions have drifted (PSI): {', '.join(moved)}"
+
 
 @dataclass(frozen=True)
 class Column:

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.ops.display import count, duration, local, number, plain, share, size, width
+from batchpredict.ops.report_scores import drift_of
 from batchpredict.ops.runs import Found, Run, State, read_runs
 
 _HEADS = ("ended", "state", "exit", "rows", "rejected", "seconds", "rows/s", "model", "output")
@@ -53,12 +54,17 @@ def _cells(run: Run) -> list[str]:
 
 def _remarks(run: Run) -> list[str]:
     lines = [plain(run.message, 400)] if run.message else []
-    lines += [plain(f"warning: {warning}", 400) for warning in run.warnings]
+    lines += [plain(f"warning: {warning}", 400) for warning in _warnings(run)]
     if run.kept_rows and run.is_over:
         lines.append(
             f"{count(run.kept_rows, 'row')} scored and kept; the same command goes on there"
         )
     return lines
+
+
+def _warnings(run: Run) -> list[str]:
+    drift = drift_of(run) if run.state != "failed" else None  # whose message says so
+    return [*run.warnings, *([drift.told] if drift and drift.told else [])]
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -95,7 +101,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "output": run.output,
         "model": asdict(run.model),
         "counts": asdict(run.counts) if run.counts else None,
-        "warnings": list(run.warnings),
+        "warnings": _warnings(run),
         "reject_codes": run.rejects.codes if run.rejects else {},
         "kept_rows": run.kept_rows,
         "rows_per_second": run.rows_per_second,
@@ -137,7 +143,7 @@ def _about(run: Run) -> list[tuple[str, str]]:
     lines = [
         ("state", run.state + ("" if run.exit_code is None else f" (exit {run.exit_code})")),
         ("message", run.message or ""),
-        *(("warning", warning) for warning in run.warnings),
+        *(("warning", warning) for warning in _warnings(run)),
         ("run", run.run_id or ""),
         ("started", local(run.started) if run.started else ""),
         ("ended" if run.is_over else "last write", local(run.ended)),
