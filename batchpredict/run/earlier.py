@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batchpredict import s3
+from batchpredict.data.locations import is_stream
 from batchpredict.errors import ConfigInvalid
 from batchpredict.job import Job
 from batchpredict.run.profile import Profile, read_profile
@@ -114,6 +115,8 @@ def _usable(name: str, job: Job, model: str | None) -> Earlier | None:
 
 def _read(name: str) -> bytes:
     """Raises FileNotFoundError, OSError, ConfigInvalid (too large), Unavailable."""
+    if is_stream(name):  # a pipe may never say anything, a device never end
+        raise FileNotFoundError(errno.ENOENT, "is no regular file")
     if not s3.is_url(name):
         return Path(name).read_bytes()
     try:
