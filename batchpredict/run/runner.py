@@ -188,10 +188,14 @@ def run_task(
 
 @contextmanager
 def _unless_changed(source: InputSource) -> Iterator[None]:
-    """Raise TryAgain where an input is invalid only because it changed while it was read."""
+    """Raise TryAgain where an input is invalid only because it changed while it was read.
+
+    Who ends us may have ended the other end of a pipe first.
+    """
     try:
         yield
     except InputInvalid:
+        check_signals()
         source.check_unchanged()
         raise
 
