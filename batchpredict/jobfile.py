@@ -16,8 +16,7 @@ PATHS = (
     *("input_file", "output_file", "output_dir", "rejects_file", "receipt_file", "model"),
     *("model_store", "baseline", "metrics_dir"),
 )
-# Where a model store may be named but in the job file.
-_STORE_VARIABLES = ("BATCHPREDICT_MODEL_STORE", "VCAP_SERVICES")
+_STORE_VARIABLE, _SERVICES_VARIABLE = "BATCHPREDICT_MODEL_STORE", "VCAP_SERVICES"
 
 
 def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
@@ -40,7 +39,9 @@ def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
             raise ConfigInvalid(f"{name}: unknown option {key!r}{advice}")
         values[key] = _value(name, path.parent, key, value)
     if "model" in values:
-        values["model"] = _model(path.parent, values, str(values["model"]))
+        model, has_store = str(values["model"]), "model_store" in values
+        if not _is_of_store(model, str(path.parent / model), has_store):
+            values["model"] = _resolved(path.parent, model)
     return values
 
 
@@ -71,18 +72,14 @@ def _value(name: str, directory: Path, key: str, value: Any) -> Any:
     return _resolved(directory, str(value))
 
 
-def _model(directory: Path, values: dict[str, Any], model: str) -> str:
-    """A path; or a model of a store, where there is one and nothing of this name."""
-    has_store = "model_store" in values or any(map(os.environ.get, _STORE_VARIABLES))
-    is_meant = has_store or "@" in model or "#" in model
-    if is_meant and _is_bare(model) and not os.path.lexists(directory / model):
-        return model
-    return _resolved(directory, model)
-
-
-def _is_bare(model: str) -> bool:
-    """Whether this can be the name of a model in a store."""
-    return bool(model) and "/" not in model and not model.endswith(".onnx") and model[0] not in "~."
+def _is_of_store(model: str, path: str, has_store: bool) -> bool:
+    """Whether this is the name of a model in a store. `path`: where it is if it is a path."""
+    if not model or "/" in model or model.endswith(".onnx") or model[0] in "~.":
+        return False
+    if has_store or os.environ.get(_STORE_VARIABLE):
+        return True
+    may_be = "@" in model or "#" in model or bool(os.environ.get(_SERVICES_VARIABLE))
+    return may_be and not os.path.lexists(path)
 
 
 def _resolved(directory: Path, path: str) -> str:
@@ -91,9 +88,12 @@ def _resolved(directory: Path, path: str) -> str:
     return os.path.join(escape(str(directory)), os.path.expanduser(path))  # noqa: PTH111, PTH118
 
 
-def placed(name: str, value: str) -> str:
-    """The value of the option `name` as a job file or another directory's command can have it."""
-    if name not in PATHS or (name == "model" and _is_bare(value) and not os.path.lexists(value)):
+def placed(name: str, value: str, *, has_store: bool) -> str:
+    """The value of the option `name` as a job file or another directory's command can have it.
+
+    `has_store`: whether that names a model store.
+    """
+    if name not in PATHS or (name == "model" and _is_of_store(value, value, has_store)):
         return value
     return absolute(value)
 

@@ -131,13 +131,14 @@ def _arguments(ctx: click.Context) -> Iterator[str]:
             yield spelled[0]
             continue
         for each in value if param.multiple else [value]:
-            yield f"{param.opts[0]}={_placed(str(param.name), each)}"
+            given = _placed(str(param.name), each, bool(ctx.params["model_store"]))
+            yield f"{param.opts[0]}={given}"
 
 
-def _placed(name: str, value: str) -> str:
+def _placed(name: str, value: str, has_store: bool) -> str:
     from batchpredict.jobfile import placed
 
-    return _from_anywhere(value) if name == "job" else placed(name, value)
+    return _from_anywhere(value) if name == "job" else placed(name, value, has_store=has_store)
 
 
 def _from_anywhere(path: str) -> str:

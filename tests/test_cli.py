@@ -542,11 +542,12 @@ def test_a_store_in_s3_in_a_job_file(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_model_beside_the_job_file_is_meant_first(tmp_path: Path) -> None:
-    (tmp_path / "m").mkdir()
+@pytest.mark.parametrize("model", ["./m", "a/m", "m.onnx"])
+def test_a_path_beside_the_job_file_is_no_name_in_a_store(tmp_path: Path, model: str) -> None:
     file = tmp_path / "night.toml"
-    file.write_text('model = "m"\nmodel_store = "store"\n')
-    assert jobfile.read_job_file(str(file), {"model", "model_store"})["model"] == f"{tmp_path}/m"
+    file.write_text(f'model = "{model}"\nmodel_store = "store"\n')
+    found = jobfile.read_job_file(str(file), {"model", "model_store"})["model"]
+    assert os.path.normpath(found) == f"{tmp_path}/{model.removeprefix('./')}"
 
 
 def test_job_file_missing(invoke: Invoke) -> None:

@@ -92,16 +92,17 @@ def job_text(job: Job) -> str:
     for field in dataclasses.fields(job):
         value = getattr(job, field.name)
         if value != field.default and field.name not in _LEFT_OUT:
-            lines.append(f"{field.name} = {_toml(_placed(field.name, value))}")
+            given = _placed(field.name, value, bool(job.model_store))
+            lines.append(f"{field.name} = {_toml(given)}")
     if job.column:
         lines += ["", "[column]", *(f"{_toml(key)} = {_toml(of)}" for key, of in job.column)]
     return "\n".join([*lines, ""])
 
 
-def _placed(name: str, value: Any) -> Any:
+def _placed(name: str, value: Any, has_store: bool) -> Any:
     if isinstance(value, tuple):
-        return tuple(_placed(name, entry) for entry in value)
-    return placed(name, value) if isinstance(value, str) else value
+        return tuple(_placed(name, entry, has_store) for entry in value)
+    return placed(name, value, has_store=has_store) if isinstance(value, str) else value
 
 
 def _toml(value: Any) -> str:
