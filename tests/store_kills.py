@@ -26,7 +26,8 @@ from batchpredict.model.registry.cache import Cache, findings
 from batchpredict.model.registry.reference import Reference
 from batchpredict.model.registry.store import open_store
 from batchpredict.model.registry.verification import verify
-from batchpredict.run.fetching import ModelChoice, fetch
+from batchpredict.run.fetching import fetch
+from batchpredict.run.origin import ModelChoice
 from tests import s3servers, stores
 
 _BIG = 1 << 20

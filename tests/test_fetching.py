@@ -24,7 +24,8 @@ from batchpredict.model.registry.cache import Cache
 from batchpredict.model.registry.folder import FolderObjects
 from batchpredict.model.registry.removal import remove
 from batchpredict.model.registry.store import Store, open_store
-from batchpredict.run.fetching import Fetched, ModelChoice, Pinned, fetch
+from batchpredict.run.fetching import Fetched, Pinned, fetch
+from batchpredict.run.origin import ModelChoice
 from batchpredict.s3 import Missing
 from tests import commands, s3servers, stores
 from tests.fault_proxy import Proxy, proxy_of
@@ -368,6 +369,7 @@ def test_several_processes_fetch_once(tmp_path: Path) -> None:
     stores.pushed(store, source)
     script = (
         "import sys; from batchpredict.run.fetching import *\n"
+        "from batchpredict.run.origin import *\n"
         "from batchpredict.model.registry.folder import FolderObjects\n"
         "import time\n"
         "whole = FolderObjects.fetch\n"
@@ -530,6 +532,7 @@ def test_no_boto3_where_there_is_no_bucket(tmp_path: Path) -> None:
     stores.model(tmp_path / "m")
     script = (
         "import sys; from batchpredict.run.fetching import *\n"
+        "from batchpredict.run.origin import *\n"
         "fetch(ModelChoice('m')); print([m for m in sys.modules if 'boto' in m])"
     )
     done = subprocess.run(

@@ -20,8 +20,9 @@ from batchpredict.model.registry.removal import remove_alias
 from batchpredict.model.registry.store import Model, RolledBack, Store, open_store
 from batchpredict.model.registry.verification import verify as verify_in
 from batchpredict.model.registry.versions import VersionManifest
-from batchpredict.run.fetching import Fetched, bound_store, fetch
+from batchpredict.run.fetching import Fetched, fetch
 from batchpredict.run.loading import load_model
+from batchpredict.run.origin import bound_store
 from batchpredict.run.progress import transferring
 
 

@@ -97,20 +97,27 @@ def run(
             assert model is not None
             check_signals()
             deadline.check(bool(receipts), task.input)
-            try:
+            with _told(codes, alone=len(tasks) + len(missing) == 1):
                 receipts.append(run_task(task, job, model, watch, locks[task.output], deadline))
                 if published is not None:
                     published(receipts[-1])
-            except (InputInvalid, InputMissing) as error:
-                if len(tasks) + len(missing) == 1:
-                    raise
-                # Only its code is kept: its traceback holds the whole run of this input in memory.
-                logger.error("%s", error)
-                codes.append(error.exit_code)
         code = max([*codes, *(receipt.exit_code for receipt in receipts)])
         if code in (0, 3):
             forget(locks)
         return Outcome(tuple(receipts), code, len(tasks) - len(left))
+
+
+@contextmanager
+def _told(codes: list[int], *, alone: bool) -> Iterator[None]:
+    """One input's error is logged, and its code noted, so that others go on; not of one `alone`."""
+    try:
+        yield
+    except (InputInvalid, InputMissing) as error:
+        if alone:
+            raise
+        # Only its code is kept: its traceback holds the whole run of this input in memory.
+        logger.error("%s", error)
+        codes.append(error.exit_code)
 
 
 def _check_creatable(tasks: Sequence[Task], job: Job) -> None:
