@@ -350,7 +350,7 @@ class TestStore:
 def test_a_sweep_ends_in_time(source: Path, model: Path) -> None:
     begin = time.monotonic()
     found = tune(Job((str(source),), str(model)), 3.0)
-    assert time.monotonic() - begin < 10.0  # what was begun is ended, on a busy machine too
+    assert time.monotonic() - begin < 20.0  # what was begun is ended, on a busy machine too
     text = model == RELEVANCE
     assert found.by_tokens == text
     default = (TEXT_BATCH_ROWS if text else TABULAR_BATCH_ROWS, BATCH_TOKENS)
@@ -365,7 +365,7 @@ def test_a_sweep_ends_in_time(source: Path, model: Path) -> None:
 
 
 def test_a_slow_candidate_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 tokens make batches of 9 rows, and those alone are slow: a pass would take 20 s."""
+    """64 tokens make batches of 9 rows, and those alone are slow: many times as slow as any load makes others."""
     source = tmp_path / "a.csv"
     words = itertools.product(("good", "so", "very"), repeat=5)  # rows that are equal run once
     source.write_text("text\n" + "".join(" ".join(text) + "\n" for text in words))
@@ -373,13 +373,13 @@ def test_a_slow_candidate_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
     infer = Scorer.infer
 
     def slow(self: Any, prepared: Any, batch: Any) -> Any:
-        time.sleep(0.02 if len(batch) == 9 else 0)
+        time.sleep(0.1 if len(batch) == 9 else 0)
         return infer(self, prepared, batch)
 
     monkeypatch.setattr(Scorer, "infer", slow)
     begin = time.monotonic()
     found = tune(job, 4.0)
-    assert time.monotonic() - begin < 10.0
+    assert time.monotonic() - begin < 20.0
     assert sizes(64) in found.ranking.unmeasured
     assert "no time was left for" in report(found)
 
