@@ -64,23 +64,24 @@ def place_of_run(name: str, options: Mapping[str, Any], today: date) -> str:
     Raises UsageError.
     """
     chosen = options["date"] if has_date(name) else None
-    return expand(name, parse_day("date", chosen, today) if chosen else today)
+    return expand(name, today if chosen is None else parse_day("date", chosen, today))
 
 
 def _days(options: dict[str, Any], today: date) -> tuple[Sequence[date], bool]:
     """The days, and whether they were given as a range; their options are taken out."""
     chosen, first, last = (options.pop(name) for name in ("date", "from", "to"))
-    if (chosen or first or last) and not any(_dated(options[name]) for name in _DATED):
-        name = "date" if chosen else "from"
+    given = [each for each in (chosen, first, last) if each is not None]
+    if given and not any(_dated(options[name]) for name in _DATED):
+        name = "date" if chosen is not None else "from"
         raise UsageError(
             f"--{name}: no name of a file has a date in it, such as users_{{date}}.csv; put one "
             f"in, or leave --{name} out"
         )
-    if not (first or last):
-        return [parse_day("date", chosen, today) if chosen else today], False
-    if chosen:
+    if first is None and last is None:
+        return [today if chosen is None else parse_day("date", chosen, today)], False
+    if chosen is not None:
         raise UsageError("--date and --from exclude each other")
-    if not (first and last):
+    if first is None or last is None:
         raise UsageError("--from and --to go together: the first and the last day of a range")
     begin, end = parse_day("from", first, today), parse_day("to", last, today)
     if begin > end:

@@ -45,6 +45,8 @@ def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:
     from batchpredict.ops import units
 
     own = {name: options.pop(name) for name in _OWN[1:]}
+    if own["install"] + own["remove"] + own["list"] > 1:
+        raise UsageError("--install, --remove and --list exclude each other")
     if own["list"]:
         _say(
             iter(units.names() or ["no units of batchpredict schedule are there"])
@@ -60,8 +62,11 @@ def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:
         return 0
     planned = _planned(ctx, when, options, {**own, "name": name})
     if own["install"]:
-        install = scheduling.install_units if own["systemd"] else scheduling.install_entry
-        _say(install(planned))
+        _say(
+            scheduling.install_units(planned)
+            if own["systemd"]
+            else scheduling.install_entry(planned, own["name"] is not None)
+        )
     elif own["systemd"]:
         for file, text in planned.units().items():
             click.echo(f"# {units.directory() / file}\n{text}")
@@ -90,6 +95,10 @@ def _planned(
         raise UsageError('when? batchpredict schedule "0 2 * * *" --job=nightly.toml')
     timing = parse_timing(when)
     _check_sources(ctx)
+    if options["ping_url"] is not None:
+        from batchpredict.ops.pings import Pings
+
+        Pings(options["ping_url"], "0" * 16)  # is an address
     for name in OF_THE_RUN:
         options.pop(name)
     if options["from"] or options["to"] or options["date"] not in (None, "today", "yesterday"):
@@ -113,9 +122,12 @@ def _check_sources(ctx: click.Context) -> None:
         if param.name in _OWN and source is ParameterSource.DEFAULT_MAP:
             raise ConfigInvalid(f"{ctx.meta[JOB_FILE]}: unknown option {param.name!r}")
         if source is ParameterSource.ENVIRONMENT:
+            way = f"pass --{param.name}"
+            if param.name == "ping_url":  # a crontab's entries are in the system's log
+                way = "put it into the job file"
             raise UsageError(
-                f"{param.envvar} is set here, but will not be then; unset it, and pass "
-                f"--{param.name} where it is meant"
+                f"{param.envvar} is set here, but will not be then; unset it, and {way} where it "
+                "is meant"
             )
 
 

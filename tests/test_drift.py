@@ -302,3 +302,26 @@ def test_a_shift_of_labels_is_flagged_and_chance_is_not(tmp_path: Path) -> None:
     receipts = run_job(files, RELEVANCE, output_dir=tmp_path / "scored", max_drift=USUAL).receipts
     found = [receipt.drift["exceeded"] for receipt in receipts if receipt.drift]
     assert found == [[]] * 9 + [["labels"]]
+
+
+def test_many_rare_labels_of_one_distribution_are_no_drift() -> None:
+    source = np.random.default_rng(1)
+    shares = 1 / np.arange(1, 91)
+    shares /= shares.sum()
+
+    def drawn(rows: int) -> Profile:
+        counts = source.multinomial(rows, shares).tolist()
+        labels = {f"{place}": Label(count) for place, count in enumerate(counts) if count}
+        return Profile("single_label", "probability", rows, labels=labels)
+
+    # A night against the seven before it.
+    shifts = [compare(drawn(60), drawn(420))["labels"] for _ in range(100)]
+    assert not [shift for shift in shifts if shift.exceeds(0.25)]
+
+
+def test_days_before_the_first_of_a_month_are_in_the_folder_of_the_month_before() -> None:
+    names = list(earlier_names("out/2026-12/users_2026-12-01.csv"))
+    assert names[0] == "out/2026-11/users_2026-11-30.csv"
+    assert names[30] == "out/2026-10/users_2026-10-31.csv"
+    names = list(earlier_names("2026/12/20261202_v1.csv"))
+    assert names[:2] == ["2026/12/20261201_v1.csv", "2026/11/20261130_v1.csv"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import glob
 import os
@@ -164,12 +165,19 @@ def _suffixes() -> list[str]:
     return [entry.suffixes[0] for entry in FORMATS.values()]
 
 
+# Of the names on either side of one that is not there.
+_MOST_NEAR = 50
+
+
 def _nearest(path: str) -> str:
     directory, name = os.path.split(path)
     try:
-        names = os.listdir(directory or ".")
+        names = sorted(os.listdir(directory or "."))
     except OSError:
         return ""
+    # Comparing thousands takes long, and a file that is late is looked for every second.
+    place = bisect.bisect(names, name)
+    names = names[max(0, place - _MOST_NEAR) : place + _MOST_NEAR]
     near = difflib.get_close_matches(name, names, 1, cutoff=0.75)
     return f"; did you mean {os.path.join(directory, near[0])}?" if near else ""
 

@@ -64,6 +64,15 @@ def entries(content: bytes) -> dict[str, str]:
     return {os.fsdecode(each[1]): os.fsdecode(each[0]) for each in found if each}
 
 
+def sources(entry: str) -> Sequence[str]:
+    """The job file and the inputs of an entry, as options; of one that was edited, nothing."""
+    try:
+        words = shlex.split(entry.replace(r"\%", "%"))
+    except ValueError:
+        return []
+    return [word for word in words if word.startswith(("--job=", "--input_file="))]
+
+
 def with_entry(content: bytes, name: str, entry: str) -> bytes:
     """A crontab with `entry`, in the place of the one of this name, or else at the end."""
     lines = content.split(b"\n")

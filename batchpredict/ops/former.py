@@ -24,7 +24,7 @@ from batchpredict.run.receipt import Counts, InputFile, RejectsSummary
 
 @dataclass(frozen=True)
 class Former:
-    """One input's run. `task`: where its files are now. `tool`, `model`: see Receipt."""
+    """One input's run. `task`: where its files are now. `tool`, `model`, `drift`: see Receipt."""
 
     receipt: str
     run_id: str
@@ -37,6 +37,7 @@ class Former:
     tool: Mapping[str, str]
     model: Mapping[str, Any]
     profile: Profile | None
+    drift: dict[str, Any] | None
 
     @property
     def rows(self) -> int:
@@ -136,6 +137,7 @@ def _former(path: str, content: Any) -> Former:
         tool=content["tool"],
         model=content["model"],
         profile=_profile(content),
+        drift=part(content, "drift", dict) if content.get("drift") else None,
     )
 
 

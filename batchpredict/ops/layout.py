@@ -9,6 +9,8 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+# Characters of a value in a message.
+_MOST_SHOWN = 40
 
 
 class LayoutInvalid(Exception):
@@ -24,7 +26,7 @@ def part(content: Any, name: str, kind: type[T]) -> T:
             raise LayoutInvalid(f"it lacks {'.'.join(keys[:depth])}")
         value = value[key]
     if not isinstance(value, kind):
-        raise LayoutInvalid(f"{name} cannot be {value!r}")
+        raise LayoutInvalid(f"{name} cannot be {_shown(value)}")
     return value
 
 
@@ -40,7 +42,7 @@ def made(cls: type[T], content: Any, name: str, **defaults: Any) -> T:
         if field.name in content:
             values[field.name] = content[field.name]
             if not _fits(values[field.name], hints[field.name]):
-                raise LayoutInvalid(f"{name}.{field.name} cannot be {values[field.name]!r}")
+                raise LayoutInvalid(f"{name}.{field.name} cannot be {_shown(values[field.name])}")
         elif field.name not in values and (field.default, field.default_factory) == (MISSING,) * 2:
             raise LayoutInvalid(f"it lacks {name}.{field.name}")
     return cls(**values)
@@ -66,3 +68,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
     return isinstance(value, int | float if hint is float else hint)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

@@ -123,8 +123,8 @@ def _post(address: str, body: bytes) -> tuple[str | None, bool]:
         "Content-Type": "text/plain; charset=utf-8",
         "User-Agent": f"batchpredict/{__version__}",
     }
-    request = urllib.request.Request(address, body, kind, method="POST")
     try:
+        request = urllib.request.Request(address, body, kind, method="POST")
         with urllib.request.build_opener(Stay).open(request, timeout=_SOCKET_SECONDS):
             return None, False
     except urllib.error.HTTPError as error:
@@ -134,6 +134,8 @@ def _post(address: str, body: bytes) -> tuple[str | None, bool]:
         return f"HTTP {error.code}", error.code >= 500 or error.code == 429
     except (OSError, http.client.HTTPException) as error:
         return _reason(error), True
+    except ValueError:  # no host can be called that: a..b, [::1
+        return "not a valid address", False
 
 
 def _reason(error: Exception) -> str:

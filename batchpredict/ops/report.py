@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,7 +42,8 @@ def write(sources: Sequence[str], output_file: str, with_records: bool) -> Repor
             f"{', '.join(sources)}: no receipt{skipped}; name a receipt, or a folder with outputs"
         )
     shown = view(found, with_records, datetime.now(UTC))
-    write_durably(Path(output_file), page(shown).encode(), "--output_file")
+    path = os.path.expanduser(output_file)  # noqa: PTH111 - pathlib's raises for unknown users
+    write_durably(Path(path), page(shown).encode(), "--output_file")
     return Report(found, f"{shown.verdict.word}: {shown.verdict.sentence}")
 
 

@@ -32,6 +32,8 @@ _KEPT = frozenset(
 _FONT = 11
 _WIDTH, _HEIGHT = 360, 170
 _TICKS = 4
+# What is less is drawn as nothing: no scale can be made of it.
+_LEAST = 1e-9
 _MOST_LABELS = 20
 _STYLE = Style(
     label_font_size=_FONT, major_label_font_size=_FONT, value_font_size=_FONT,
@@ -57,7 +59,7 @@ def sparkline(title: str, values: Sequence[float]) -> str:
         pygal.Line, width=110, height=26, show_dots=False, show_x_labels=False,
         show_y_labels=False, margin=1, spacing=0,
     )  # fmt: skip
-    chart.range = (0, max(values) or 1.0)
+    chart.range = (0, max(*values, _LEAST))
     chart.add("", list(values))
     return _svg(chart, title, "spark")
 
@@ -67,7 +69,7 @@ def bars(title: str, values: Mapping[str, float], show: Callable[[float], str]) 
     names = list(values)[:_MOST_LABELS]
     chart = _chart(pygal.HorizontalBar, height=8 + 20 * len(names), show_x_labels=False)
     chart.x_labels = [f"{plain(name, 24)}  {show(values[name])}" for name in reversed(names)]
-    chart.range = (0, max(values[name] for name in names) or 1.0)
+    chart.range = (0, max(_LEAST, *(values[name] for name in names)))
     chart.add("", [values[name] for name in reversed(names)])
     return _svg(chart, title)
 
@@ -108,8 +110,9 @@ def _chart(kind: Any, **more: Any) -> Any:
 
 def _set_scale(chart: Any, most: float, show: Callable[[float], str]) -> float:
     """From 0 to the next round number, which is returned."""
-    step = _round_up((most or 1.0) / _TICKS)
-    ticks = [step * part for part in range(math.ceil((most or 1.0) / step - 1e-9) + 1)]
+    most = most if most > _LEAST else 1.0
+    step = _round_up(most / _TICKS)
+    ticks = [step * part for part in range(math.ceil(most / step - 1e-9) + 1)]
     chart.range = (0, ticks[-1])
     chart.y_labels = [{"value": tick, "label": show(tick)} for tick in ticks]
     return ticks[-1]

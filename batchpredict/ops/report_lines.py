@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from batchpredict.ops.display import count
+from batchpredict.ops.display import count, plain
 from batchpredict.ops.report_scores import drift_of
 from batchpredict.ops.runs import Run
 
@@ -20,6 +20,8 @@ _LEVELS: Mapping[str, Level] = {
 }  # fmt: skip
 # Where a run fails on its first bad row, the message may hold a part of that row.
 _ROW_MESSAGE = re.compile(r"(: row \d+: [a-z_0-9]+): .*(; mend)", re.DOTALL)
+# Of a message that is searched: each beginning in it may be followed to its end.
+_MOST_SEARCHED = 4000
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def line_of(run: Run, with_records: bool) -> Line:
 def _reason(run: Run, with_records: bool) -> str:
     kept = f"{count(run.kept_rows, 'row')} scored and kept; the same command goes on there"
     if run.state == "failed":
-        message = run.message or "no message"
+        message = plain(run.message or "no message", _MOST_SEARCHED)
         message = message if with_records else _ROW_MESSAGE.sub(r"\1\2", message)
         return f"{message}; {kept}" if run.kept_rows else message
     if run.state == "stopped":

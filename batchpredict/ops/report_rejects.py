@@ -78,11 +78,11 @@ def _record(entry: dict[str, Any]) -> str:
 
 def _entries(file: Path) -> Iterator[dict[str, Any]]:
     """JSON objects from the file's beginning; other lines are left out, as are very long ones."""
-    if not file.is_file():
-        return
     try:
+        if not file.is_file():
+            return
         stream = file.open("rb")
-    except OSError:  # another user's; the receipt has the counts
+    except OSError:  # another user's, or no possible name; the receipt has the counts
         return
     with stream:
         while stream.tell() < _MOST_BYTES and (line := stream.readline(_MOST_LINE)):

@@ -221,6 +221,8 @@ def _publish(work: Retry, watch: Watch, keeping: Keeping | None) -> Receipt:
         if keeping is not None:
             publication.announce = keeping.announce
         publication.retried = Retried(former.run_id, len(work.rejected.numbers))
+        # Of nearly all rows; without it a warning would be gone that nobody has looked into.
+        publication.drift = former.drift
         try:
             counts = write_merged(work, publication, watch, times)
             return publication.publish(replace(former.input, path=work.task.input), counts)

@@ -141,7 +141,7 @@ def _files(paths: Iterable[str], skipped: list[Skipped]) -> Iterator[str]:
                 f"{name}: receipts are read from folders of this machine; copy them into one first"
             )
         path = os.path.expanduser(name)  # noqa: PTH111 - pathlib's raises for unknown users
-        if Path(path).is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - pathlib's raises for a name too long
             yield from _below(path, skipped)
         elif os.path.lexists(path):
             yield path
@@ -169,7 +169,8 @@ def read_run(file: str) -> Run:
     try:
         # A call for each number of a profile would take as long as all the rest.
         whole = _whole if _MANY_DIGITS.search(data) else None
-        content = json.loads(data, parse_int=whole, parse_float=_finite, parse_constant=_finite)
+        text = data.decode()  # json.loads takes UTF-16 too, in which no digits are found above
+        content = json.loads(text, parse_int=whole, parse_float=_finite, parse_constant=_finite)
     except LayoutInvalid as error:
         raise _no_receipt(file, str(error)) from error
     except (ValueError, RecursionError) as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
@@ -175,7 +175,7 @@ def _about(run: Run) -> list[tuple[str, str]]:
 
 def read_meant(name: str, folders: Sequence[str]) -> tuple[Run, ...]:
     """What is meant by a receipt's path, or by an id under the folders. See `find_runs`."""
-    if not Path(name).is_file():
+    if not os.path.isfile(name):  # noqa: PTH113 - pathlib's raises for a name too long
         return find_runs(name, read_runs(folders).runs)
     found = read_runs([name])
     if not found.runs:

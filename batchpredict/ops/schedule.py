@@ -36,14 +36,19 @@ class Schedule:
     def line(self) -> str:
         """The crontab entry. Raises UsageError."""
         home = os.path.expanduser(f"~/{self.call.name}.log")  # noqa: PTH111
-        log_file = self.log_file or home
-        if not Path(log_file).parent.is_dir():
-            raise UsageError(f"--log_file={log_file}: {Path(log_file).parent} is no directory")
-        return crontab.line(self.timing, self.call, log_file)
+        return crontab.line(self.timing, self.call, _checked_log(self.log_file or home))
 
     def units(self) -> dict[str, str]:
         """systemd's units by file name. Raises UsageError."""
-        return units.units(self.timing, self.call, self.log_file, self.watched)
+        log_file = self.log_file and _checked_log(self.log_file)
+        return units.units(self.timing, self.call, log_file, self.watched)
+
+
+def _checked_log(log_file: str) -> str:
+    """Without its directory neither cron nor systemd starts anything."""
+    if not Path(log_file).parent.is_dir():
+        raise UsageError(f"--log_file={log_file}: {Path(log_file).parent} is no directory")
+    return log_file
 
 
 def call(name: str, options: Sequence[str]) -> Call:
@@ -96,6 +101,11 @@ def watched(inputs: Sequence[str], job: Job) -> str:
         raise UsageError(
             "--on_arrival needs --if_done=skip, or each arrival scores all files again"
         )
+    if job.wait_for_input < job.stable_for:
+        raise UsageError(
+            "--on_arrival with --stable_for needs a --wait_for_input of as long, or a start "
+            "that finds a new file leaves it to the timer"
+        )
     if len(inputs) > 1:
         raise UsageError("--on_arrival watches one --input_file, a directory or a glob")
     place = re.split(r"[*?\[]", before_date(os.path.expanduser(inputs[0])))[0]  # noqa: PTH111
@@ -114,16 +124,24 @@ def told(timing: Timing) -> Iterator[str]:
         yield f"  {when:%a %Y-%m-%d %H:%M %Z}"
 
 
-def install_entry(schedule: Schedule) -> str:
-    """Put the entry into the user's crontab; what was done. Raises BatchPredictError."""
+def install_entry(schedule: Schedule, is_named: bool = True) -> str:
+    """Put the entry into the user's crontab; what was done. Raises BatchPredictError.
+
+    `is_named`: the name was chosen, so an entry of this name is replaced whatever it runs.
+    """
     name, entry = schedule.call.name, schedule.line()
     before = crontab.read_crontab()
+    there = crontab.entries(before).get(name)
+    if there and not is_named and crontab.sources(there) != crontab.sources(entry):
+        raise UsageError(
+            f"the crontab has an entry {name} for another input; choose a name for this one, or "
+            f"replace that one with --name={name}"
+        )
     after = crontab.with_entry(before, name, entry)
     if after == before:
         return f"{name} is in the crontab already"
     crontab.write_crontab(after)
-    replaced = crontab.entries(before).get(name)
-    return f"replaced in the crontab: {replaced}" if replaced else f"added to the crontab: {name}"
+    return f"replaced in the crontab: {there}" if there else f"added to the crontab: {name}"
 
 
 def remove_entry(name: str) -> str:

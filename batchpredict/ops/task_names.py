@@ -51,7 +51,11 @@ def _absolute(path: str) -> str:
 def label(text: object) -> str:
     """A label's value: a name need not be UTF-8, and may hold anything, as long as it likes."""
     plain = str(text).encode(errors="backslashreplace").decode().translate(CONTROLS)
-    return plain if len(plain) <= _MOST_LABEL else f"{plain[:_MOST_LABEL]}… {_digest(plain)}"
+    if len(plain) <= _MOST_LABEL:
+        return plain
+    # No longer than the limit, so that a label of a label is the same.
+    end = f"… {_digest(plain)}"
+    return plain[: _MOST_LABEL - len(end)] + end
 
 
 def _digest(text: str) -> str:

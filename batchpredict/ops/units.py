@@ -17,6 +17,12 @@ _PREFIX = "batchpredict-"
 # Behind these a word is read to its end as it is.
 _PLAIN = re.compile(r"[\w@%+=:,./{}~^-]+")
 
+# systemd's own limit is five starts within ten seconds.
+_NO_START_LIMIT = (
+    "# However fast files come: a limit on starts that is reached ends the .path unit.",
+    "StartLimitIntervalSec=0",
+)
+
 
 def units(
     timing: Timing, call: Call, log_file: str | None = None, watched: str | None = None
@@ -27,7 +33,7 @@ def units(
     """
     stem = f"{_PREFIX}{call.name}"
     found = {
-        f"{stem}.service": _service(call, log_file),
+        f"{stem}.service": _service(call, log_file, watched is not None),
         f"{stem}.timer": _timer(timing, call.name),
     }
     if watched is not None:
@@ -35,13 +41,14 @@ def units(
     return found
 
 
-def _service(call: Call, log_file: str | None) -> str:
+def _service(call: Call, log_file: str | None, is_watched: bool) -> str:
     program, *arguments = call.arguments
     # systemd expands no $ in the program's own name.
     command = [_quoted(program, dollar="$"), *map(_quoted, arguments)]
     lines = [
         "[Unit]",
         f"Description=batchpredict: {_specifiers(call.name)}",
+        *(_NO_START_LIMIT if is_watched else ()),
         "",
         "[Service]",
         "Type=oneshot",
@@ -141,12 +148,15 @@ def remove(name: str) -> Sequence[Path]:
     for file in there:
         _check_ours(file)
     for file in there:
-        file.unlink()
+        try:
+            file.unlink()
+        except OSError as error:
+            raise OutputNotCreatable(f"{file}: {(error.strerror or '').lower()}") from error
     return there
 
 
 def names() -> Sequence[str]:
-    """Of all that are installed."""
+    """Of all that are installed. Raises OutputNotCreatable where one cannot be read."""
     return sorted(
         file.stem.removeprefix(_PREFIX)
         for file in directory().glob(f"{_PREFIX}*.timer")
@@ -157,8 +167,10 @@ def names() -> Sequence[str]:
 def _read(file: Path) -> str | None:
     try:
         return os.fsdecode(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise OutputNotCreatable(f"{file}: {(error.strerror or '').lower()}") from error
 
 
 def _check_ours(file: Path) -> None:

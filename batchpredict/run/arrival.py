@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 # Of a store, where a look is a call or more.
 _ASK_SECONDS = 10.0
+# How many times as long as a look took nothing is looked at.
+_LOOK_SHARE = 10.0
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,17 @@ def arrived_tasks(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]
 
     No task at all only where that is to be skipped. Raises UsageError, InputMissing, Unavailable.
     """
+    begin = time.monotonic()
     sight = _look(job)
     until = time.monotonic() + job.wait_for_input
+    # A look at ten thousand files takes seconds: it must not take all of a core.
+    least = _LOOK_SHARE * (until - job.wait_for_input - begin)
     pause = _ASK_SECONDS if any(map(s3.is_url, job.input_file)) else _LOOK_SECONDS
     if job.wait_for_input and (sight.missing or sight.unfinished):
         for reason in _reasons(sight, job):
             logger.info("waiting for at most %g s: %s", job.wait_for_input, reason)
     while (sight.missing or sight.unfinished) and (left := until - time.monotonic()) > 0:
-        _rest(min(left, pause))
+        _rest(min(left, max(pause, least)))
         sight = _look(job)
     missing = (*sight.missing, *_unfinished_names(sight, job))
     if job.if_missing == "skip":

@@ -154,8 +154,11 @@ def _rows(labels: Mapping[str, Label], name: str) -> int:
 
 
 def _labels(now: Profile, before: Profile) -> Cells:
-    """Rows by label, the rarest first."""
+    """Rows by label, the rarest of both runs together first.
+
+    Not by their shares in each: of labels that are as frequent, those that chance left out of the
+    smaller run would come first, be joined with each other, and look like drift.
+    """
     cells = [(_rows(now.labels, n), _rows(before.labels, n)) for n in _names(now, before)]
     cells.append((now.others.rows, before.others.rows))
-    n, m = max(1, now.rows), max(1, before.rows)
-    return sorted(cells, key=lambda cell: (cell[0] / n + cell[1] / m, min(cell), max(cell)))
+    return sorted(cells, key=sum)

@@ -47,19 +47,29 @@ class Earlier:
 def earlier_names(receipt: str) -> Iterator[str]:
     """What receipts of earlier runs may be called, the last one first.
 
-    The same name with the days before the last date in it (2026-11-21, 20261121, 2026/11/21), or,
-    without a day, with the months before; then the name itself, whose file is about to be
-    replaced.
+    The same name with the days before the last date in it (2026-11-21, 20261121, 2026/11/21), in
+    the folders of their months, or, without a day, with the months before; then the name itself,
+    whose file is about to be replaced.
     """
     if day := _last(_DAY, receipt):
         for back in range(1, _DAYS + 1):
-            yield _DAY.sub(_instead(day, day - timedelta(back)), receipt)
+            yield _on(day - timedelta(back), day, receipt)
     elif month := _last(_MONTH, receipt):
         before = month
         for _ in range(_MONTHS):
             before = (before - timedelta(1)).replace(day=1)
             yield _MONTH.sub(_instead(month, before), receipt)
     yield receipt
+
+
+def _on(earlier: date, day: date, receipt: str) -> str:
+    """Days are replaced, and between them the day's month: 2026-12/users_2026-12-01."""
+    months = _instead(day.replace(day=1), earlier.replace(day=1))
+    parts, end = [], 0
+    for match in _DAY.finditer(receipt):
+        parts += [_MONTH.sub(months, receipt[end : match.start()]), _instead(day, earlier)(match)]
+        end = match.end()
+    return "".join([*parts, _MONTH.sub(months, receipt[end:])])
 
 
 def _last(pattern: re.Pattern[str], text: str) -> date | None:

@@ -25,6 +25,7 @@ No text of an input is in a profile.
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -48,6 +49,9 @@ MOST_COLUMNS = 100
 BLOCK_ROWS = 32
 SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
 _MOST_CHARACTERS = 100
+# In a profile that is read: no more rows than fit a machine word, no longer sum than float32s have.
+_MOST_ROWS = (1 << 63) - 1
+_SUM = re.compile(r"-?[0-9]{1,120}(/[0-9]{1,120})?")
 SUM_UNIT = 1 << 149  # of which every float32 is a multiple
 # Bits of a float32's mantissa that are below its bin's border.
 _LOW_BITS = 21
@@ -298,15 +302,13 @@ def read_profile(content: Any) -> Profile:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
+    if type(value) is not int or not 0 <= value <= _MOST_ROWS:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
     return value
 
 
 def _read_histogram(scale: str, content: Mapping[str, Any]) -> Histogram:
-    if any(type(rows) is not int or rows < 0 for rows in content.values()):
-        raise ValueError("a histogram has what is no count")
-    return {_key(scale, name): rows for name, rows in content.items()}
+    return {_key(scale, name): _count(rows) for name, rows in content.items()}
 
 
 def _read_label(scale: str, content: Mapping[str, Any]) -> Label:
@@ -320,6 +322,13 @@ def _read_column(content: Mapping[str, Any]) -> Column:
         _count(content["nulls"]),
         None if low is None else float(low),
         None if high is None else float(high),
-        Fraction(content["sum"]),
+        _read_sum(content["sum"]),
         _read_histogram(LOG, content["histogram"]),
     )
+
+
+def _read_sum(text: Any) -> Fraction:
+    # Fraction also takes "1e400000000", and works on it for minutes.
+    if not isinstance(text, str) or not _SUM.fullmatch(text):
+        raise ValueError(f"{str(text)[:40]!r} is no sum")
+    return Fraction(text)
