@@ -382,7 +382,6 @@ def test_calls_of_a_small_job(tmp_path: Path, bucket: Bucket, proxy: Proxy) -> N
         f"GET {at}?list-type=2",  # the output's bucket, before any work
         f"HEAD {at}/in.csv",  # the version to be read
         f"GET {at}/in.csv",
-        f"GET {at}/out.csv.receipt.json",  # is there an earlier run to compare with
         f"HEAD {at}/in.csv",  # is it still that one
         f"HEAD {at}/out.csv.rejects.jsonl",  # is there one of an earlier run
         f"PUT {at}/out.csv",

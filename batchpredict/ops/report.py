@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from batchpredict import __version__
 from batchpredict.data.drafts import write_durably
-from batchpredict.errors import InputMissing
+from batchpredict.errors import InputMissing, UsageError
 from batchpredict.ops import display
 from batchpredict.ops.report_view import View, view
 from batchpredict.ops.runs import Found, read_runs
@@ -34,15 +34,19 @@ class Report:
 
 
 def write(sources: Sequence[str], output_file: str, with_records: bool) -> Report:
-    """Read receipts, write the page. Raises InputMissing, OutputNotCreatable, OutputWriteFailed."""
+    """Read receipts, write the page. Raises InputMissing, UsageError (the page would
+    replace a receipt), OutputNotCreatable, OutputWriteFailed.
+    """
     found = read_runs(sources)
     if not found.runs:
         skipped = f" ({len(found.skipped)} files could not be read)" if found.skipped else ""
         raise InputMissing(
             f"{', '.join(sources)}: no receipt{skipped}; name a receipt, or a folder with outputs"
         )
-    shown = view(found, with_records, datetime.now(UTC))
     path = os.path.expanduser(output_file)  # noqa: PTH111 - pathlib's raises for unknown users
+    if os.path.realpath(path) in {os.path.realpath(run.file) for run in found.runs}:
+        raise UsageError(f"--output={output_file}: is what is to be read; name another file")
+    shown = view(found, with_records, datetime.now(UTC))
     write_durably(Path(path), page(shown).encode(), "--output_file")
     return Report(found, f"{shown.verdict.word}: {shown.verdict.sentence}")
 

@@ -136,7 +136,9 @@ def _read(name: str) -> bytes:
 
 
 def _options(options: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps([options.get(name) for name in _OPTIONS]))
+    found = [options.get(name) for name in _OPTIONS]
+    # Columns are bound by name, so their order says nothing.
+    return json.loads(json.dumps([sorted(v) if isinstance(v, list | tuple) else v for v in found]))
 
 
 def _earlier(name: str, content: Mapping[str, Any]) -> Earlier:

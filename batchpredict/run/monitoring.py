@@ -6,6 +6,7 @@ import logging
 from functools import reduce
 from typing import Any
 
+from batchpredict import s3
 from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import ConfigInvalid, InputInvalid
@@ -53,9 +54,11 @@ class Monitor:
                     f"is a {_kind(kind)} model; name a receipt of this model"
                 )
             return (pinned,)
-        if self._task.receipt is None:
+        receipt, judged = self._task.receipt, self._job.max_drift is not None
+        # A request for each of a month's days is too much for what nobody has asked for.
+        if receipt is None or (s3.is_url(receipt) and not judged):
             return ()
-        found = earlier_runs(self._task.receipt, self._job, model)
+        found = earlier_runs(receipt, self._job, model)
         return tuple(run for run in found if _comparable(run.profile, kind))
 
     def conclude(self, publication: Publication) -> None:
@@ -66,7 +69,9 @@ class Monitor:
         most = self._job.max_drift
         if not self._earlier:
             if most is not None:
-                logger.info("%s: no earlier run to compare with", self._task.input)
+                # Else a drift that is to fail a run could go unseen for ever.
+                level = logging.WARNING if self._job.on_drift == "fail" else logging.INFO
+                logger.log(level, "%s: no earlier run to compare with", self._task.input)
             return
         before = reduce(merged, (run.profile for run in self._earlier))
         shifts = compare(profile, before)
