@@ -112,6 +112,7 @@ class _Download:
         self._came = sum(end - begin for begin, end in (parts.spans[part] for part in parts.done))
 
     def run(self, watch: Watch) -> str:
+        """The hex sha256 of all; hashed in order, behind the parts that come."""
         digest = hashlib.sha256()
         missing = [part for part in range(self._parts.count) if part not in self._parts.done]
         try:
