@@ -39,7 +39,7 @@ from batchpredict.errors import (
 )
 from batchpredict.job import Job
 from batchpredict.ops.retry import Request, retry
-from batchpredict.run import arrival
+from batchpredict.run import arrival, room
 from batchpredict.run.inspection import inspect
 from batchpredict.run.receipt import Receipt
 from batchpredict.run.runner import Outcome, rehearse, run
@@ -867,3 +867,40 @@ def test_an_object_that_may_be_missing(bucket: Bucket) -> None:
     with pytest.raises(InputMissing, match="no such object"):
         arrival.arrived_tasks(job)
     assert arrival.arrived_tasks(replace(job, if_missing="skip")) == ((), ())
+
+
+def test_who_may_neither_list_nor_delete_may_publish(
+    tmp_path: Path, bucket: Bucket, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = lookup(tmp_path / "model")
+    proxy.add("denied", "HEAD|DELETE|GET .*(list-type|rejects|failed)")
+    score_name(write(tmp_path / "in.csv", ROWS), model, output_file=bucket.url("out.csv"))
+    assert bucket.names() == ["out.csv", "out.csv.receipt.json"]
+    assert "if an earlier run has left it, it is out of date" in caplog.text
+
+
+def test_a_store_that_does_not_answer_is_asked_once(
+    tmp_path: Path, bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_TIMEOUT", 0.3)
+    s3.connect_to(None, None)
+    model = lookup(tmp_path / "model")
+    proxy.add("silence", "PUT")
+    with pytest.raises(s3.Unreachable):
+        run_names(model, write(tmp_path / "in.csv", ROWS), output_file=bucket.url("out.csv"))
+    assert proxy.count("PUT .*out.csv$") == 5
+    assert proxy.count("failed") == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "use"),
+    [
+        ({"input_file": ("s3://b/a.csv",)}, "written"),
+        ({"input_file": ("s3://b/a.csv",), "output_file": "a.csv"}, "read"),
+        ({"input_file": ("a.csv",), "output_dir": "s3://b/"}, "written"),
+        ({"input_file": ("a.csv",), "model_store": "s3://b/"}, "read"),
+        ({"input_file": ("a.csv",)}, "none"),
+    ],
+)
+def test_room_is_left_for_what_is_in_s3(names: dict[str, Any], use: str) -> None:
+    assert room._s3_use(Job(model="m", **names)) == use

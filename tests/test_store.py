@@ -782,3 +782,12 @@ def test_threads_share_a_store(folder: Store, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == ["1"] * 4
+
+
+def test_a_full_history_can_be_read(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the reasons are, and whatever they are made of."""
+    found = None
+    for _ in range(50):
+        found = aliases.moved(found, "latest", ("1", "0" * 64), "promote", "\x01" * 5000)
+    assert found is not None
+    assert len(found.encode()) / 50 * aliases._MOST_CHANGES < aliases.MOST_BYTES

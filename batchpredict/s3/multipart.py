@@ -30,7 +30,6 @@ class Multipart:
         self.address = address
         self.id: str = calls("create_multipart_upload", address)["UploadId"]
         self._etags: dict[int, str] = {}
-        self._size = 0
 
     def put(self, number: int, content: bytes | bytearray) -> None:
         """Part `number`, from 1."""
@@ -43,7 +42,6 @@ class Multipart:
             **integrity(self._calls, content),
         )["ETag"]
         self._etags[number] = etag
-        self._size += len(content)
 
     def complete(self, absent: bool) -> str:
         """The new ETag. Raises Refused if there is an object and `absent` was asked for."""

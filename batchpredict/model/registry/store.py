@@ -10,6 +10,7 @@ See pushing.py, removal.py and verification.py for what else is done with one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -173,10 +174,8 @@ class Store:
     def _version_or_alias(self, reference: Reference, selector: str) -> VersionManifest:
         """The version of a given name, or what is told where there is neither."""
         if reference.selector is not None:
-            try:
+            with contextlib.suppress(Missing):  # what is told below says more
                 return self.manifest(reference.name, selector)
-            except Missing:
-                pass
         known = list(self.objects.folders("")) if not self._has(reference.name) else None
         if known is not None:
             raise Missing(
