@@ -20,11 +20,14 @@ OPENVINO_BATCH_TOKENS = 1024
 # A window is the rows that are sorted, cut into batches and put back in order together.
 WINDOW_ROWS = 16384
 WINDOW_BYTES = 16 << 20
+# An input is cut into shards of about so many bytes.
+SHARD_BYTES = 64 << 20
 # Seconds for which what an alias named last is good while its store cannot be reached.
 MODEL_AGE = 7 * 86400.0
 
 _COUNTS = (
-    "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit"
+    "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit",
+    "shard_bytes",
 )  # fmt: skip
 _SECONDS = ("max_seconds", "lock_wait", "max_model_age", "wait_for_input", "stable_for")
 
@@ -105,6 +108,7 @@ class Job:
     workers: int | None = None
     no_tuning: bool = False
     memory_limit: int | None = None
+    shard_bytes: int = SHARD_BYTES
     provider: Provider = "cpu"
     precision: Precision = "model"
     on_error: OnError = "reject"

@@ -316,6 +316,9 @@ engine_options = _options(
         help="As the file is; bf16 selects openvino; int8 needs the extra [optimize].",
     ),
 )
+cluster_options = _options(
+    _option("shard_bytes", type=_Bytes(), help="Size of the shards that an input is cut into."),
+)
 logging_options = _options(
     _option("progress/no_progress", default=None, help="A bar; default: on a terminal only."),
     _option("quiet", is_flag=True, default=False, help="Only warnings and errors."),
@@ -341,6 +344,7 @@ predict_options = _options(
     input_options,
     scoring_options,
     engine_options,
+    cluster_options,
     monitoring_options,
     logging_options,
 )

@@ -76,7 +76,7 @@ class LocalFile:
             raise InputMissing(f"{self.name}: is a directory, not a file")
         return status
 
-    def open(self) -> _OpenFile:
+    def open(self, at: int = 0) -> _OpenFile:
         try:
             descriptor = os.dup(0) if self._file is None else os.open(self._file, os.O_RDONLY)
         except OSError as error:
@@ -84,6 +84,8 @@ class LocalFile:
         opened = _OpenFile(self.name, descriptor)
         try:
             self.check_unchanged(opened)
+            if at:
+                os.lseek(descriptor, at, os.SEEK_SET)
         except BaseException:
             opened.close()
             raise

@@ -14,6 +14,7 @@ from batchpredict.data import listing
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import STDIO, compression_of, identity, is_stream
 from batchpredict.data.locks import journal_path, notes_path
+from batchpredict.data.records import WHOLE, Shard
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
 
@@ -25,7 +26,8 @@ _OWN_PARTS = (".scored.", ".failed.")
 class Task:
     """One input and the files beside its output. "-": standard input or output.
 
-    `rejects` None: to standard error. `receipt`, `failed` None: not written.
+    `rejects` None: to standard error. `receipt`, `failed` None: not written. `shard`: of the input,
+    where the output is a part of one.
     """
 
     input: str
@@ -34,6 +36,7 @@ class Task:
     output_format: str
     rejects: str | None
     receipt: str | None
+    shard: Shard = WHOLE
 
     @property
     def failed(self) -> str | None:

@@ -25,9 +25,9 @@ class StoredObject:
         self.modified_ns: int | None = self._stored.modified_ns
         self.etag: str | None = self._stored.etag
 
-    def open(self) -> io.RawIOBase:
-        """The bytes from the start; all of this object, or reading raises TryAgain."""
-        return s3.store().open(self._stored)
+    def open(self, at: int = 0) -> io.RawIOBase:
+        """The bytes from `at` on; all of this object, or reading raises TryAgain."""
+        return s3.store().open(self._stored, at)
 
     def fingerprint(self) -> str:
         """What the store calls this content."""

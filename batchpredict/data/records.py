@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchpredict.job import SHARD_BYTES
+
 Carry = Literal["record", "cell", "value"]
 
 # Readers hand on blocks of about this many bytes of decompressed input.
@@ -21,7 +23,7 @@ BLOCK_BYTES = 1 << 20
 class Dialect:
     """How a text file is spelled; nothing here is guessed from the file.
 
-    `json_array`: one JSON array rather than JSON Lines.
+    `json_array`: one JSON array rather than JSON Lines. `shard_bytes`: see Shard.
     """
 
     delimiter: str = ","
@@ -29,6 +31,34 @@ class Dialect:
     header: bool = True
     json_array: bool = False
     max_record_bytes: int = 16 << 20
+    shard_bytes: int = SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive rows of an input, which follow from its bytes and `Dialect.shard_bytes` alone.
+
+    Text: the records that start in the same `shard_bytes` bytes of the decompressed input as
+    UTF-8, counted from its begin (behind a byte order mark). Avro: whole blocks, those that start
+    in the same `shard_bytes` bytes of the stored file. Parquet: row groups, as many as it takes to
+    reach `shard_bytes` (their `total_byte_size`). Shards without rows are not counted.
+
+    `number`: from 0. `start`: where the first row lies: its offset (text), that of its block in
+    the stored file (Avro), the number of its row group (Parquet). `row`, `line`: of the first row,
+    from 1; lines as in Records, 1 where the format has none. `rows`: how many, unreadable ones
+    counted; None: all that follow.
+    """
+
+    number: int = 0
+    start: int = 0
+    row: int = 1
+    line: int = 1
+    rows: int | None = None
+
+
+# An input that cannot be read but from its begin: compressed text, other encodings, a JSON array,
+# a pipe.
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -81,7 +111,8 @@ class Records:
     line each row starts on, from 1; None where the format has no lines.
     `rejects`: rows among these that could not be read, in order; they are in no other field.
     `weight`: bytes of decompressed input per row, int64. `offsets`: where each row starts in the
-    decompressed input, int64; None where the format cannot tell.
+    decompressed input, int64; None where the format cannot tell. `breaks`: numbers of rows among
+    these, ascending, that are the first of a shard other than the first one, readable or not.
     """
 
     columns: pa.RecordBatch
@@ -92,6 +123,7 @@ class Records:
     weight: npt.NDArray[np.int64]
     rejects: tuple[Reject, ...] = ()
     offsets: npt.NDArray[np.int64] | None = None
+    breaks: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,8 +136,8 @@ class Source(Protocol):
     rereadable: bool
     compression: str
 
-    def open(self) -> BinaryIO:
-        """Decompressed bytes from the start."""
+    def open(self, at: int = 0) -> BinaryIO:
+        """Decompressed bytes from the start; from `at` on, where nothing is compressed."""
         ...
 
     def local_path(self) -> Path | None:
@@ -127,8 +159,11 @@ class Reader(Protocol):
     notes: Sequence[str]
     dialect: Dialect
 
-    def records(self, selection: Selection) -> Iterator[Records]:
-        """The rows, in order, in blocks of about BLOCK_BYTES. Raises InputInvalid."""
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
+        """The rows, in order, in blocks of about BLOCK_BYTES. Raises InputInvalid.
+
+        From the first row of `shard` on, and beyond its last one: who needs no more stops asking.
+        """
         ...
 
     def original(self, raw: pa.Array, index: int) -> bytes | Mapping[str, Any]:
@@ -151,11 +186,29 @@ class Layout:
     dialect: Dialect
 
 
+@dataclass(frozen=True)
+class Part:
+    """A complete output, all parts of one with the same writer: `name` is a file or object.
+
+    Its rows are its stored bytes from `begin` up to `end`: what precedes the first row and what
+    follows the last lies outside, compressed by itself if at all. `size`: of the whole.
+    """
+
+    name: str
+    begin: int
+    end: int
+    size: int
+
+
 class Writer(Protocol):
     """Writes rows in the order it is given them; `close` ends the format, not the sink."""
 
     def write(self, records: Records, added: pa.RecordBatch) -> None:
         """Append `len(records)` rows; `added` has as many."""
+        ...
+
+    def cut(self) -> None:
+        """Write what is held back. Rows that follow share no block or row group with it."""
         ...
 
     def close(self) -> None: ...
@@ -168,13 +221,27 @@ class FormatModule(Protocol):
         """`survey`: the caller needs every column's name, even if that takes a pass."""
         ...
 
+    def shards(self, source: Source, dialect: Dialect) -> Iterator[Shard]:
+        """The shards of an input in order, at least one, found in one pass, each when it is found.
+
+        WHOLE alone where there is no other way. Raises what reading does.
+        """
+        ...
+
+    def join(self, parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+        """The stored bytes of one output that has the rows of all parts, in order.
+
+        The same that a writer gives that is cut where a part ends.
+        """
+        ...
+
     def open_writer(self, sink: BinaryIO, layout: Layout) -> Writer:
         """A writer into `sink`, which it does not close."""
         ...
 
 
 def take(records: Records, indices: npt.NDArray[np.int64]) -> Records:
-    """The rows at `indices`, with no rejects."""
+    """The rows at `indices`, with no rejects; `breaks` stay."""
     index = pa.array(indices)
     return Records(
         columns=records.columns.take(index),
@@ -184,4 +251,5 @@ def take(records: Records, indices: npt.NDArray[np.int64]) -> Records:
         lines=None if records.lines is None else records.lines[indices],
         weight=records.weight[indices],
         offsets=None if records.offsets is None else records.offsets[indices],
+        breaks=records.breaks,
     )

@@ -48,8 +48,8 @@ class Origin(Protocol):
     etag: str | None
     rereadable: bool
 
-    def open(self) -> io.RawIOBase:
-        """The bytes from the start. Reading raises TryAgain where they are others by now."""
+    def open(self, at: int = 0) -> io.RawIOBase:
+        """The bytes from `at` on. Reading raises TryAgain where they are others by now."""
         ...
 
     def fingerprint(self) -> str:
@@ -157,17 +157,19 @@ class InputSource:
         self._copy: BinaryIO | None = None
         self._whole: Mark | None = None
         self._expected: tuple[Mark, ...] = ()
+        self._expected_inside = False
 
     @property
     def position(self) -> int:
         return 0 if self._raw is None else self._raw.position
 
-    def open(self) -> BinaryIO:
+    def open(self, at: int = 0) -> BinaryIO:
         """Decompressed bytes from the start; raises InputMissing, TryAgain.
 
-        A second call starts again (only where `rereadable`) and ends the first stream.
+        A second call starts again (only where `rereadable`) and ends the first stream. `at`: the
+        stored byte to start at, where nothing is compressed; `position` and marks count from it.
         """
-        buffered = io.BufferedReader(self._open_raw(), _READ_BYTES)
+        buffered = io.BufferedReader(self._open_raw(at), _READ_BYTES)
         if self.compression and self.size == 0:
             raise InputInvalid(f"{self.name}: is empty, not even compressed; fetch the file again")
         if self.compression:
@@ -175,10 +177,11 @@ class InputSource:
             return cast(BinaryIO, _Decompressed(self.name, decompressed, self.compression))
         return cast(BinaryIO, _Decompressed(self.name, buffered, ""))
 
-    def _open_raw(self) -> _CountedInput:
+    def _open_raw(self, at: int = 0) -> _CountedInput:
         if self._raw is not None:
             self._raw.close()
-        self._raw = _CountedInput(self.name, self._origin.open(), self._expected)
+        expected = self._expected if bool(at) == self._expected_inside else ()
+        self._raw = _CountedInput(self.name, self._origin.open(at), expected)
         return self._raw
 
     def local_path(self) -> Path | None:
@@ -194,8 +197,13 @@ class InputSource:
             self._whole = Mark(self.size or 0, self._read_to_end(self._copy))
         return Path(f"/proc/self/fd/{self._copy.fileno()}")
 
-    def expect(self, marks: Iterable[Mark]) -> None:
-        """Compare with these marks whatever is read from now on; reading raises InputDiffers."""
+    def expect(self, marks: Iterable[Mark], *, inside: bool = False) -> None:
+        """Compare with these marks whatever is read from now on; reading raises InputDiffers.
+
+        `inside`: they count from a byte behind the first one, so what is read from the start, such
+        as a header, is not compared.
+        """
+        self._expected_inside = inside
         by_position = {mark.position: mark for mark in marks if mark.position}
         self._expected = tuple(by_position[position] for position in sorted(by_position))
 

@@ -109,6 +109,7 @@ def dialect_of(name: str, job: Job) -> Dialect:
         not job.no_header,
         entry.json_array,
         job.max_record_bytes,
+        job.shard_bytes,
     )
 
 

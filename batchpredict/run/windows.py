@@ -23,12 +23,16 @@ def windows(
     """The same rows, in windows that follow from the input alone, however blocks were cut.
 
     A window ends with the row that makes it `rows` rows (rejected ones counted) or at least
-    `size` bytes of input. `limit`: rows after which the input is left alone.
+    `size` bytes of input, or before the first row of a shard, which is in its `breaks` then.
+    `limit`: rows after which the input is left alone.
     """
     pieces: list[Records] = []
     filled = weight = total = 0
     for block in blocks:
         for piece in _pieces(block, rows, size, (filled, weight)):
+            if piece.breaks and pieces:
+                yield _joined(pieces)
+                pieces, filled, weight = [], 0, 0
             count = len(piece) + len(piece.rejects)
             if limit is not None and total + count >= limit:
                 yield _joined([*pieces, _first_rows(piece, limit - total)])
@@ -81,11 +85,14 @@ def _pieces(block: Records, rows: int, size: int, begun: tuple[int, int]) -> Ite
     numbers = numbers[order]
     weights = np.concatenate([block.weight, _weights(block.rejects)])[order]
     reached = np.cumsum(weights)
+    borders = [*np.searchsorted(numbers, block.breaks).tolist(), len(numbers)]
     start, (filled, weight) = 0, begun
     while start < len(numbers):
+        if start == borders[0]:
+            borders, filled, weight = borders[1:], 0, 0
         before = int(reached[start - 1]) if start else 0
         by_size = int(np.searchsorted(reached, before + size - weight)) + 1
-        end = min(start + rows - filled, by_size, len(numbers))
+        end = min(start + rows - filled, by_size, borders[0])
         yield _between(block, reject_rows, int(numbers[start]), int(numbers[end - 1]))
         start, filled, weight = end, 0, 0
 
@@ -115,6 +122,7 @@ def _between(block: Records, reject_rows: npt.NDArray[np.int64], first: int, las
         weight=block.weight[begin:end],
         rejects=block.rejects[lost],
         offsets=None if block.offsets is None else block.offsets[begin:end],
+        breaks=tuple(row for row in block.breaks if first <= row <= last),
     )
 
 
@@ -140,6 +148,7 @@ def _joined(pieces: Sequence[Records]) -> Records:
         weight=np.concatenate([piece.weight for piece in pieces]),
         rejects=tuple(reject for piece in pieces for reject in piece.rejects),
         offsets=np.concatenate(offsets) if offsets else None,
+        breaks=pieces[0].breaks,
     )
 
 
