@@ -27,7 +27,7 @@ MODEL_AGE = 7 * 86400.0
 
 _COUNTS = (
     "max_record_bytes", "batch_rows", "batch_tokens", "workers", "limit", "memory_limit",
-    "shard_bytes",
+    "shard_bytes", "cpus_per_actor",
 )  # fmt: skip
 _SECONDS = ("max_seconds", "lock_wait", "max_model_age", "wait_for_input", "stable_for")
 
@@ -36,6 +36,7 @@ OnError = Literal["reject", "null", "fail"]
 OnDrift = Literal["warn", "fail"]
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["model", "bf16", "int8"]
+Engine = Literal["local", "ray"]
 IfDone = Literal["skip", "rescore", "fail"]
 IfMissing = Literal["fail", "skip"]
 
@@ -130,9 +131,14 @@ class Job:
     rejects_file: str | None = None
     receipt_file: str | None = None
     prefix: str = ""
+    engine: Engine = "local"
+    ray_address: str | None = None
+    actors: str | None = None
+    cpus_per_actor: int = 1
+    output_parts: bool = False
 
     def __post_init__(self) -> None:
-        _ = self.budget
+        _ = self.budget, self.pool
         if not self.input_file:
             raise UsageError("no input: pass --input_file=FILE (a path, glob, directory or -)")
         if isinstance(self.keep, tuple) and len(set(self.keep)) < len(self.keep):
@@ -147,6 +153,7 @@ class Job:
                 "line end; for tabs use --input_format=tsv or --delimiter=tab"
             )
         self._check_numbers()
+        self._check_engine()
         if self.endpoint_url:
             check_endpoint(self.endpoint_url)
         if self.max_record_bytes > 1 << 30:
@@ -172,6 +179,27 @@ class Job:
             raise UsageError("--on_drift=fail: from what on? Pass --max_drift too (0.25 is usual)")
         if any(row < 1 for row in self.skip_rows):
             raise UsageError(f"--skip_rows={min(self.skip_rows)}: rows are numbered from 1")
+
+    def _check_engine(self) -> None:
+        for name in ("ray_address", "actors", "output_parts"):
+            if self.engine == "local" and getattr(self, name):
+                raise UsageError(f"--{name}: is for a cluster; pass --engine=ray too")
+
+    @property
+    def pool(self) -> tuple[int, int | None]:
+        """`actors` parsed: the fewest to begin with, and the most; None: as many as there are CPUs
+        for.
+        """
+        if self.actors is None:
+            return 1, None
+        low, _, high = self.actors.partition(":")
+        try:
+            pool = int(low), int(high or low)
+        except ValueError:
+            pool = 0, 0
+        if not 1 <= pool[0] <= pool[1]:
+            raise UsageError(f"--actors={self.actors}: must be a number (4) or a range (2:16)")
+        return pool
 
     @property
     def budget(self) -> Budget:

@@ -317,6 +317,13 @@ engine_options = _options(
     ),
 )
 cluster_options = _options(
+    _option("engine", type=click.Choice(["local", "ray"]), help="Score here, or on a Ray cluster."),
+    _option("ray_address", metavar="ADDRESS", help="Of the cluster; without it, one on this box."),
+    _option("actors", metavar="MIN:MAX", help="How many processes score. [one per CPU]"),
+    _option("cpus_per_actor", type=int, help="CPUs of each, and callers of its session."),
+    _option(
+        "output_parts", is_flag=True, help="Leave the output as a folder of parts, do not join."
+    ),
     _option("shard_bytes", type=_Bytes(), help="Size of the shards that an input is cut into."),
 )
 logging_options = _options(

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchpredict.data.records import BLOCK_BYTES, Reader, Records, Reject, Selection
+from batchpredict.data.records import (
+    BLOCK_BYTES,
+    WHOLE,
+    Reader,
+    Records,
+    Reject,
+    Selection,
+    Shard,
+)
 from batchpredict.data.rejected import RejectedRow
 from batchpredict.data.spelling import NewColumn, Spelled, Spelling, Unmendable
 from batchpredict.errors import InputInvalid
@@ -61,7 +69,7 @@ class MendedReader:
         self._aside: deque[Reject] = deque()
         self._ready: list[Reject] = []
 
-    def records(self, selection: Selection) -> Iterator[Records]:
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:  # noqa: ARG002
         """See Reader.records; without the rows that go to `settled` directly."""
         rows: list[RejectedRow] = []
         records: list[Spelled] = []

@@ -14,7 +14,7 @@ from batchpredict.data import listing
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import STDIO, compression_of, identity, is_stream
 from batchpredict.data.locks import journal_path, notes_path
-from batchpredict.data.records import WHOLE, Shard
+from batchpredict.data.records import Shard
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
 
@@ -27,7 +27,8 @@ class Task:
     """One input and the files beside its output. "-": standard input or output.
 
     `rejects` None: to standard error. `receipt`, `failed` None: not written. `shard`: of the input,
-    where the output is a part of one.
+    where the output is a part (see run/parts.py); then `columns` are those on offer, if a pass over
+    the input has found them.
     """
 
     input: str
@@ -36,7 +37,8 @@ class Task:
     output_format: str
     rejects: str | None
     receipt: str | None
-    shard: Shard = WHOLE
+    shard: Shard | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def failed(self) -> str | None:

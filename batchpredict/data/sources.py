@@ -211,7 +211,9 @@ class InputSource:
         """How far the stored bytes were read: at least to the end of the rows handed on."""
         if self._whole is not None:
             return self._whole
-        position, digest = cast(_CountedInput, self._raw).reached
+        if self._raw is None:  # a shard of what is not read through `open`
+            return Mark(0, hashlib.sha256().hexdigest())
+        position, digest = self._raw.reached
         return Mark(position, digest.hexdigest())
 
     def read_whole(self) -> None:

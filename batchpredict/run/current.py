@@ -37,6 +37,11 @@ def run_id() -> str:
     return _id[0]
 
 
+def adopt(run_id: str) -> None:
+    """Be a part of a run in another process."""
+    _id[0] = run_id
+
+
 def enter(stage: Stage) -> None:
     """Say what is done from now on."""
     _stage[0] = stage

@@ -66,6 +66,8 @@ def _same_file(name: str | None, recorded: dict[str, Any]) -> bool:
             return False
         if source.is_of(recorded.get("modified_ns"), recorded.get("etag")):
             return True
-        return bool(source.finish() == recorded.get("sha256"))
+        if recorded.get("sha256") is None:
+            return False
+        return bool(source.finish() == recorded["sha256"])
     except (InputMissing, TryAgain):  # which the run of this input will meet and tell
         return False

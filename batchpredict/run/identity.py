@@ -32,6 +32,7 @@ _FREE = frozenset(
         "baseline", "max_drift", "on_drift",
         "no_resume", "max_seconds", "lock_wait", "if_done",
         "if_missing", "wait_for_input", "stable_for", "date",
+        "engine", "ray_address", "actors", "cpus_per_actor",
     )
 )  # fmt: skip
 
@@ -64,6 +65,7 @@ def pins_of(task: Task, job: Job, model: LoadedModel, source: InputSource) -> Pi
 def _input_pins(task: Task, source: InputSource) -> dict[str, Any]:
     return {
         "path": _place(task.input),
+        **({"shard": asdict(task.shard)} if task.shard else {}),
         "size": source.size,
         "modified_ns": None if source.etag else source.modified_ns,  # see InputSource.is_of
         "fingerprint": source.fingerprint(),

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batchpredict import s3
+from batchpredict import __version__, s3
 from batchpredict.cgroup import effective_cores
 from batchpredict.errors import ConfigInvalid
 from batchpredict.job import Job
 from batchpredict.model.manifest import Golden
 from batchpredict.model.outputs import HeadOptions
 from batchpredict.model.package import ModelPackage
-from batchpredict.model.session import Session, open_session
+from batchpredict.model.session import Session, open_session, runtime_version
 from batchpredict.run.fetching import Fetched, fetch
 from batchpredict.run.planning import Plan, plan_of
 from batchpredict.run.room import room_of
@@ -41,6 +41,16 @@ class LoadedModel:
     @property
     def package(self) -> ModelPackage:
         return self.fetched.package
+
+    @property
+    def tool(self) -> dict[str, str]:
+        """What it runs on, as a receipt has it."""
+        return {
+            "version": __version__,
+            "onnxruntime": runtime_version(),
+            "provider": self.session.provider,
+            "precision": self.session.precision,
+        }
 
     def scorer(self, binding: Binding) -> Scorer:
         """A Scorer for one input's columns. Raises BatchPredictError where they do not fit."""

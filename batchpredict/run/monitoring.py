@@ -54,6 +54,8 @@ class Monitor:
                     f"is a {_kind(kind)} model; name a receipt of this model"
                 )
             return (pinned,)
+        if self._task.shard is not None:  # its driver compares, the whole
+            return ()
         receipt, judged = self._task.receipt, self._job.max_drift is not None
         # A request for each of a month's days is too much for what nobody has asked for.
         if receipt is None or (s3.is_url(receipt) and not judged):
@@ -61,11 +63,13 @@ class Monitor:
         found = earlier_runs(receipt, self._job, model)
         return tuple(run for run in found if _comparable(run.profile, kind))
 
-    def conclude(self, publication: Publication) -> None:
+    def conclude(self, publication: Publication, profile: Profile | None = None) -> None:
         """Give `publication` the profile and what it differs in. Raises InputInvalid where that is
         too much for --on_drift=fail.
+
+        `profile`: where others than `profiler` have seen the rows.
         """
-        profile = publication.profile = self.profiler.profile()
+        profile = publication.profile = profile or self.profiler.profile()
         most = self._job.max_drift
         if not self._earlier:
             if most is not None:

@@ -29,7 +29,9 @@ _FIRST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Opened:
-    """A task ready to run. `remarks`: said once before the first row."""
+    """A task ready to run. `remarks`: said once before the first row. `columns`: those on offer,
+    where it took a pass over the input to know them.
+    """
 
     source: InputSource
     reader: Reader
@@ -37,6 +39,7 @@ class Opened:
     selection: Selection
     layout: Layout
     remarks: tuple[str, ...]
+    columns: tuple[str, ...] | None = None
 
 
 def open_task(
@@ -72,7 +75,8 @@ def _open(source: InputSource, task: Task, job: Job, model: LoadedModel) -> Open
     dialect = dialect_of(task.input_format, job)
     same = same_family(task)
     survey = not same and job.keep == "all"
-    reader = FORMATS[task.input_format].module.open_reader(source, dialect, survey)
+    module = FORMATS[task.input_format].module
+    reader = module.open_reader(source, dialect, task.columns or survey)
     binding = Binding(reader.schema, reader.complete, dict(job.column))
     try:
         scorer = model.scorer(binding)
@@ -91,7 +95,9 @@ def _open(source: InputSource, task: Task, job: Job, model: LoadedModel) -> Open
     spelled = reader.dialect if as_input else dialect_of(task.output_format, job)
     layout = Layout(carry, pa.schema(fields), added, reader if same else None, spelled)
     losses = conversion.losses(layout.kept, task.output_format) if carry == "value" else []
-    return Opened(source, reader, scorer, selection, layout, (*reader.notes, *losses))
+    remarks = (*reader.notes, *losses)
+    surveyed = tuple(reader.schema.names) if survey and reader.complete else None
+    return Opened(source, reader, scorer, selection, layout, remarks, surveyed)
 
 
 def _field(reader: Reader, name: str) -> pa.Field:

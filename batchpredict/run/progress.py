@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from batchpredict.data.locations import STDIO
-from batchpredict.data.sources import InputSource
 from batchpredict.run.receipt import Counts, Receipt
 
 logger = logging.getLogger(__name__)
@@ -21,16 +20,27 @@ _LOG_SECONDS = 30.0
 _NAME_WIDTH = 24
 
 
+class Seen(Protocol):
+    """What is read: its name, stored bytes read so far and in all (None: unknown)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def size(self) -> int | None: ...
+
+
 class Progress:
     """Told after each window. `bar` None: on a terminal only."""
 
     def __init__(self, bar: bool | None) -> None:
         self._shown = sys.stderr.isatty() if bar is None else bar
-        self._source: InputSource | None = None
+        self._source: Seen | None = None
         self._bar: Any = None
         self._begin = self._logged = self._told = time.monotonic()
 
-    def __call__(self, counts: Counts, source: InputSource) -> None:
+    def __call__(self, counts: Counts, source: Seen) -> None:
         """Show where the run is."""
         if source is not self._source:
             self.close()
@@ -69,7 +79,7 @@ class Progress:
             logger.warning("%s", lost(receipt.inputs[0].path, codes), extra=_event("lost", receipt))
         log_receipt(receipt)
 
-    def _new_bar(self, source: InputSource) -> Any:
+    def _new_bar(self, source: Seen) -> Any:
         from tqdm import tqdm
 
         return tqdm(

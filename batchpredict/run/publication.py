@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-from batchpredict import __version__, s3
+from batchpredict import s3
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
 from batchpredict.data.outputs import (
@@ -29,7 +29,6 @@ from batchpredict.errors import (
     message_of,
 )
 from batchpredict.job import Job
-from batchpredict.model.session import runtime_version
 from batchpredict.run.current import enter, run_id
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.pipeline import StageTimes
@@ -38,6 +37,7 @@ from batchpredict.run.progress import log_receipt
 from batchpredict.run.receipt import (
     Counts,
     InputFile,
+    NodeWork,
     Receipt,
     RejectsSummary,
     Resumed,
@@ -70,16 +70,37 @@ class Publication:
         self.drift: dict[str, Any] | None = None
         # Told what is durable and about to be published, while nothing is visible yet.
         self.announce: Callable[[Receipt], None] | None = None
+        self.nodes: tuple[NodeWork, ...] | None = None
+        self._body: dict[str, Any] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
         self._draft: OutputDraft | None = None
+        self._compression = compression_of(task.output) if task.output != STDIO else ""
         self._published = False
 
-    def open_output(self) -> BinaryIO:
-        """Where the writer writes. Raises OutputNotCreatable."""
+    def open_output(self, *, stored: bool = False) -> BinaryIO:
+        """Where the writer writes. Raises OutputNotCreatable.
+
+        `stored`: what is written are stored bytes, compressed already.
+        """
         name = self._task.output
-        compression = compression_of(name) if name != STDIO else ""
-        self._draft = draft_of(name, compression)
+        self._draft = draft_of(name, "" if stored else self._compression)
         return self._draft.stream
+
+    def begin_body(self) -> None:
+        """Told when the header is written. That of the first shard is compressed with its rows."""
+        shard = self._task.shard
+        if shard is not None:
+            begin = self.cut() if shard.number or not self._compression else 0
+            self._body = {"shard": asdict(shard), "begin": begin}
+
+    def cut(self) -> int:
+        """What is written from now on is compressed by itself; the stored bytes so far."""
+        return self._draft.cut() if self._draft else 0
+
+    def end_body(self, windows: list[tuple[int, int]]) -> None:
+        """Told when all rows are written. `windows`: of each its rows, and how many are rejects."""
+        if self._body is not None:
+            self._body |= {"end": self.cut(), "windows": windows}
 
     def abandon_output(self) -> None:
         """Give the room back that an output takes which will not be published."""
@@ -125,7 +146,7 @@ class Publication:
         return receipt
 
     def _read_to_end(self, source: InputSource) -> InputFile:
-        whole = self._job.limit is None
+        whole = self._job.limit is None and self._task.shard is None
         digest = source.finish() if whole else None
         if not whole:
             source.check_unchanged()
@@ -172,12 +193,7 @@ class Publication:
             started=self._started,
             ended=ended,
             exit_code=exit_code,
-            tool={
-                "version": __version__,
-                "onnxruntime": runtime_version(),
-                "provider": self._model.session.provider,
-                "precision": self._model.session.precision,
-            },
+            tool=self._model.tool,
             model={
                 "name": fetched.name,
                 "version": fetched.version,
@@ -203,11 +219,15 @@ class Publication:
             first_row_seconds=None if first is None else round(first, 6),
             batches=self._times.batches,
             rows_per_second=round(counts.read / seconds, 3),
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=max(
+                [peak_memory_bytes(), *(node.peak_memory_bytes for node in self.nodes or ())]
+            ),
+            nodes=self.nodes,
             resumed=self.resumed,
             suspects=self.suspects,
             warnings=fetched.warnings,
             retried=self.retried,
+            part=self._body,
             profile=None if self.profile is None else self.profile.to_json(),
             drift=self.drift,
         )

@@ -25,6 +25,10 @@ class Counts:
     duplicates: int = 0
     truncated: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        mine, theirs = asdict(self), asdict(other)
+        return Counts(**{name: count + theirs[name] for name, count in mine.items()})
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -93,6 +97,21 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class NodeWork:
+    """What a node of a cluster has done: `rows` in `shards`, by `actors` that were busy for
+    `seconds` in sum. `rows_per_second`: of one busy actor. `peak_memory_bytes`: the largest of one.
+    """
+
+    address: str
+    actors: int
+    shards: int
+    rows: int
+    seconds: float
+    rows_per_second: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Receipt:
     """DESIGN: `<output>.receipt.json`. Times in ISO 8601 UTC, sizes in bytes, stages in seconds.
 
@@ -104,7 +123,8 @@ class Receipt:
     `manifest_sha256` and `store` are None where it came from no store. `warnings`: what the
     operator should know of how the model was come by. `profile`: see profile.py; None where not
     all rows were scored. `drift`: from `rows` of the runs in `baseline`, see drift.py; None where
-    there are none.
+    there are none. `part`: of a part of an output, its shard and the bytes of its rows, see Part.
+    `nodes`: of a cluster, those that scored.
     """
 
     run_id: str
@@ -131,12 +151,14 @@ class Receipt:
     retried: Retried | None = None
     profile: dict[str, Any] | None = None
     drift: dict[str, Any] | None = None
+    part: dict[str, Any] | None = None
+    nodes: tuple[NodeWork, ...] | None = None
     message: str | None = None
 
     def content(self) -> dict[str, Any]:
         """What JSON has of it; `receipt` is the version of this layout."""
         content = {"receipt": 1} | asdict(self)
-        for name in ("message", "retried", "profile", "drift"):
+        for name in ("message", "retried", "profile", "drift", "part", "nodes"):
             if content[name] is None:
                 del content[name]
         for stored in filter(None, (*content["inputs"], content["output"])):

@@ -85,12 +85,23 @@ class RejectsFile:
             self.counts[reject.code] += 1
             self._rows.update(row_line(reject.row, reject.code))
             line = reject_line(self._file, reject) + "\n"
-            if self._path is None:
-                sys.stderr.write(line)
-                continue
-            if self._draft is None:
-                self._draft = draft_of(self._path, option="--rejects_file", may_be_renamed=True)
-            self._draft.stream.write(line.encode("utf-8", "backslashreplace"))
+            self._write(line.encode("utf-8", "backslashreplace"))
+
+    def _write(self, line: bytes) -> None:
+        if self._path is None:
+            sys.stderr.write(line.decode())
+            return
+        if self._draft is None:
+            self._draft = draft_of(self._path, option="--rejects_file", may_be_renamed=True)
+        self._draft.stream.write(line)
+
+    def append(self, lines: Iterable[bytes]) -> None:
+        """Append lines that another one has written."""
+        for line in lines:
+            entry = json.loads(line)
+            self.counts[entry["code"]] += 1
+            self._rows.update(row_line(entry["row"], entry["code"]))
+            self._write(line)
 
     def finish(self) -> Published | None:
         """Make the file durable; None where there were no rejects."""

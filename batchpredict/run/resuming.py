@@ -32,7 +32,7 @@ from batchpredict.run.done import done_receipt
 from batchpredict.run.fetching import Pinned
 from batchpredict.run.identity import Pins, difference, pinned_by, pins_of
 from batchpredict.run.inflight import notes_beside, read_notes
-from batchpredict.run.journal import Journal, read_journal, read_pins
+from batchpredict.run.journal import Journal, Recorded, read_journal, read_pins
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.progress import lost
 from batchpredict.run.publication import remove_failure
@@ -56,6 +56,11 @@ def check_resumable(tasks: Sequence[Task], job: Job) -> None:
         )
     if not any(is_stream(name) for task in tasks for name in (task.input, task.output)):
         return
+    if job.engine != "local":
+        raise UsageError(
+            f"--engine={job.engine}: nodes cannot share standard input or output, a device or a "
+            "pipe; name an --input_file and an --output_file"
+        )
     if job.max_seconds is not None:
         raise UsageError(
             f"--max_seconds={job.max_seconds:g}: a run from standard input or into a stream "
@@ -199,9 +204,12 @@ def journal_of(
     journal = Journal(held, name, source.mark)
     try:
         if held is not None:
-            _begin(journal, held, pins_of(task, job, model, source), job.no_resume, source)
+            recorded = _begin(journal, held, pins_of(task, job, model, source), job, source)
+            if recorded is not None:
+                inside = task.shard is not None and task.shard.start > 0
+                source.expect(recorded.marks, inside=inside)
             _record_death(journal)
-            if not FORMATS[task.input_format].is_sequential:
+            if task.shard is None and not FORMATS[task.input_format].is_sequential:
                 source.read_whole()
         yield journal
         journal.close(published=True)
@@ -216,22 +224,25 @@ def journal_of(
             _remove_notes(held)
 
 
-def _begin(journal: Journal, held: Held, pins: Pins, no_resume: bool, source: InputSource) -> None:
+def _begin(
+    journal: Journal, held: Held, pins: Pins, job: Job, source: InputSource
+) -> Recorded | None:
+    """What is gone on with; None where nothing is."""
     recorded = read_journal(held)
     why = None
     if recorded is None or recorded.published:
         journal.begin(pins)
-        return
-    why = "--no_resume" if no_resume else difference(recorded.pins, pins)
+        return None
+    why = "--no_resume" if job.no_resume else difference(recorded.pins, pins)
     if why:
         if recorded.rows:
             logger.info("%s: %s; starting over", source.name, why)
         journal.begin(pins)
-        return
-    source.expect(recorded.marks)
+        return None
     journal.resume(recorded)
     if recorded.rows:
         logger.info("%s: going on, %s rows are scored already", source.name, f"{recorded.rows:,}")
+    return recorded
 
 
 def _record_death(journal: Journal) -> None:

@@ -6,17 +6,19 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task
 from batchpredict.data.outputs import check_buckets, check_creatable
 from batchpredict.data.sources import InputDiffers, InputSource, source_of
-from batchpredict.errors import InputInvalid, InputMissing
+from batchpredict.errors import ConfigInvalid, InputInvalid, InputMissing, TryAgain
 from batchpredict.job import Job
 from batchpredict.run.arrival import arrived_tasks
 from batchpredict.run.current import enter, one_run
 from batchpredict.run.deadline import NEVER, Deadline
+from batchpredict.run.engine import Engine, Run, Watch
 from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.monitoring import Monitor, check_baseline
@@ -41,8 +43,6 @@ from batchpredict.run.windows import skipped, windows, without
 from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
-
-Watch = Callable[[Counts, InputSource], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def run(
     One input's InputInvalid or InputMissing is logged and the others go on; every other error
     ends the job. With one input every error is raised.
     """
+    engine = _engine(job)
     tasks, missing = arrived_tasks(job)
     if not tasks:
         return Outcome((), 0)
@@ -93,18 +94,43 @@ def run(
         for lost in missing:
             logger.error("%s", lost)
             codes.append(lost.exit_code)
-        for task in left:
-            assert model is not None
-            check_signals()
-            deadline.check(bool(receipts), task.input)
-            with _told(codes, alone=len(tasks) + len(missing) == 1):
-                receipts.append(run_task(task, job, model, watch, locks[task.output], deadline))
+        told = partial(_told, codes, alone=len(tasks) + len(missing) == 1)
+        if model is not None:
+            for receipt in engine(left, job, model, Run(locks, deadline, watch, told)):
+                receipts.append(receipt)
                 if published is not None:
-                    published(receipts[-1])
+                    published(receipt)
         code = max([*codes, *(receipt.exit_code for receipt in receipts)])
         if code in (0, 3):
             forget(locks)
         return Outcome(tuple(receipts), code, len(tasks) - len(left))
+
+
+def _engine(job: Job) -> Engine:
+    if job.engine == "local":
+        return _here
+    try:
+        from batchpredict.run.distributed import on_cluster  # ray is an extra
+    except ModuleNotFoundError as error:
+        raise ConfigInvalid(
+            f"--engine=ray: {error}; install it with: pip install 'batchpredict[ray]'"
+        ) from error
+    return on_cluster
+
+
+def _here(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> Iterator[Receipt]:
+    """The engine of this process: all shards of an input in one go, one input after the other."""
+    done = 0
+    for task in tasks:
+        check_signals()
+        run.deadline.check(done > 0, task.input)
+        receipt = None
+        with run.told():
+            held = run.locks[task.output]
+            receipt = run_task(task, job, model, run.watch, held, run.deadline)
+        if receipt is not None:
+            done += 1
+            yield receipt
 
 
 @contextmanager
@@ -207,7 +233,15 @@ def _unless_changed(source: InputSource) -> Iterator[None]:
         raise
 
 
-def _check_skipped(job: Job, counts: Counts, task: Task) -> None:
+def _check_read(job: Job, counts: Counts, task: Task) -> None:
+    """Warn of rows to be left out that there are not; of a shard, raise where rows are missing."""
+    if task.shard is not None:
+        if task.shard.rows not in (None, counts.read):
+            raise TryAgain(
+                f"{task.input}: {counts.read} rows from row {task.shard.row} on, where there were "
+                f"{task.shard.rows}; run again when it is complete"
+            )
+        return
     beyond = [str(row) for row in job.skip_rows if row > counts.read]
     if beyond:
         logger.warning(
@@ -245,23 +279,30 @@ def _attempt(
             ):
                 publication.resumed = Resumed(journal.found_rows, journal.found_runs)
                 opened = open_task(task, job, model, source)
-                for remark in opened.remarks:
+                for remark in opened.remarks if task.shard is None else ():
                     logger.info("%s", remark)
                 publication.suspects = suspects_of(journal, task, job)
                 monitor = Monitor(task, job, model.fetched, opened.scorer)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
-                work = Work(opened, job, model, times, journal, deadline, monitor.profiler)
+                publication.begin_body()
+                profiler = monitor.profiler
+                work = Work(opened, job, model, times, journal, deadline, profiler, task.shard)
                 with closing(score(work)) as done:
                     for settled in done:
                         tally.add(settled, publication.rejects)
                         with times.measure("write"):
+                            if settled.records.breaks:
+                                writer.cut()
+                                publication.cut()
                             writer.write(settled.records, settled.added)
                         watch(tally.counts, source)
                 source.meet_expected()
-                _check_skipped(job, tally.counts, task)
+                _check_read(job, tally.counts, task)
                 tally.judge()
                 monitor.conclude(publication)
+                writer.cut()
+                publication.end_body(tally.windows)
                 writer.close()
                 return publication.publish(source, tally.counts)
         except InputDiffers:

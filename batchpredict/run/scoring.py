@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from batchpredict.data.records import Records, Reject, take
+from batchpredict.data.records import WHOLE, Records, Reject, Shard, take
 from batchpredict.errors import InputInvalid
 from batchpredict.job import Job
 from batchpredict.model.contracts import Prepared
@@ -41,7 +41,7 @@ _PATIENCE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """What the stages of a task share."""
+    """What the stages of a task share. `shard`: of the input; None: all of it."""
 
     opened: Opened
     job: Job
@@ -50,6 +50,7 @@ class Work:
     journal: Journal
     deadline: Deadline
     profiler: Profiler
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Settled:
 
 def score(work: Work) -> Generator[Settled]:
     """The windows of an input, scored, in order."""
-    opened, plan, limit = work.opened, work.model.plan, work.job.limit
-    blocks = opened.reader.records(opened.selection)
+    opened, plan = work.opened, work.model.plan
+    blocks = opened.reader.records(opened.selection, work.shard or WHOLE)
+    limit = work.shard.rows if work.shard else work.job.limit
     rows = work.times.each("read", windows(blocks, plan.window_rows, plan.window_bytes, limit))
     callers = Callers(plan.workers)
     notes = Notes(work.journal.notes_path, plan.workers + 1, plan.most_rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import InputInvalid
@@ -15,35 +17,54 @@ _EARLY_ROWS = 1000
 
 
 class Tally:
-    """Counts rows and judges the budget."""
+    """Counts rows and judges the budget.
+
+    `windows`: of each its rows and how many of them are rejects, which another tally can be told.
+    """
 
     def __init__(self, task: Task, budget: Budget) -> None:
         self._task = task
         self._budget = budget
         self._rejects = 0
         self.counts = Counts()
+        self.windows: list[tuple[int, int]] = []
 
     def add(self, settled: Settled, rejects: RejectsFile) -> None:
         """Count a window, write down its rejects, stop where they are too many already."""
         most = self._budget.rows
         written = settled.rejects if most is None else settled.rejects[: most + 1 - self._rejects]
         rejects.add(written)
-        self._rejects += len(written)
-        counts = self.counts
-        self.counts = Counts(
-            read=counts.read + settled.read,
-            scored=counts.scored + len(settled.records) - settled.nulls,
-            nulls=counts.nulls + settled.nulls,
-            rejected=counts.rejected + settled.read - len(settled.records),
-            duplicates=counts.duplicates + settled.duplicates,
-            truncated=counts.truncated + settled.truncated,
+        self.counts += Counts(
+            read=settled.read,
+            scored=len(settled.records) - settled.nulls,
+            nulls=settled.nulls,
+            rejected=settled.read - len(settled.records),
+            duplicates=settled.duplicates,
+            truncated=settled.truncated,
         )
-        if self._budget.rows is not None or self.counts.read >= _EARLY_ROWS:
-            self.judge()
+        self.windows.append((settled.read, len(written)))
+        self._add(self.counts.read, len(written))
+
+    def add_part(self, counts: Counts, windows: Iterable[Sequence[int]]) -> None:
+        """Count a part, as if its windows had been added one by one."""
+        read = self.counts.read
+        self.counts += counts
+        for rows, rejects in windows:
+            read += rows
+            most = self._budget.rows
+            self._add(read, rejects if most is None else min(rejects, most + 1 - self._rejects))
+
+    def _add(self, read: int, rejects: int) -> None:
+        self._rejects += rejects
+        if self._budget.rows is not None or read >= _EARLY_ROWS:
+            self._judge(read)
 
     def judge(self) -> None:
         """Raise InputInvalid where more rows are rejected than the budget allows."""
-        if self._budget.exceeded(self._rejects, self.counts.read):
+        self._judge(self.counts.read)
+
+    def _judge(self, read: int) -> None:
+        if self._budget.exceeded(self._rejects, read):
             allowed = (
                 f"{self._budget.rows} rows"
                 if self._budget.rows is not None
@@ -51,6 +72,6 @@ class Tally:
             )
             where = self._task.failed_rejects or "the rejects"
             raise InputInvalid(
-                f"{self._task.input}: {self._rejects} of {self.counts.read} rows rejected, more "
+                f"{self._task.input}: {self._rejects} of {read} rows rejected, more "
                 f"than --max_rejects={allowed}; {unpublished(self._task.output)}, see {where}"
             )

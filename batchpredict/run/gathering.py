@@ -1,0 +1,189 @@
+"""One input whose shards are scored elsewhere: what is to be done, what is done, and the output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import reduce
+
+from batchpredict.data.formats import FORMATS
+from batchpredict.data.locations import compression_of
+from batchpredict.data.locks import Held
+from batchpredict.data.naming import Task
+from batchpredict.data.records import WHOLE, Shard
+from batchpredict.data.sources import source_of
+from batchpredict.job import Job
+from batchpredict.run.current import enter
+from batchpredict.run.loading import LoadedModel
+from batchpredict.run.monitoring import Monitor
+from batchpredict.run.opening import Opened, open_task
+from batchpredict.run.parts import (
+    ScoredPart,
+    done_part,
+    make_folder,
+    part_job,
+    part_of,
+    remove_parts,
+)
+from batchpredict.run.pipeline import StageTimes
+from batchpredict.run.profile import merged, read_profile
+from batchpredict.run.publication import Publication
+from batchpredict.run.receipt import Batches, Counts, NodeWork, Receipt, Resumed
+from batchpredict.run.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+
+class Gathering:
+    """Gathers the parts of one output. To be closed, whatever has become of it.
+
+    `progress`: rows in parts that are done. `over`: it was published, or has failed.
+    """
+
+    def __init__(self, task: Task, job: Job, model: LoadedModel, held: Held | None) -> None:
+        self.task = task
+        self.over = False
+        self.progress = Counts()
+        self._job, self._model, self._held = job, model, held
+        self._part_job = part_job(job, model)
+        self._times = StageTimes()
+        self._tally = Tally(task, job.budget)
+        self._stack = ExitStack()
+        self._publication = self._stack.enter_context(Publication(task, job, model, self._times))
+        self._parts: dict[int, ScoredPart] = {}
+        self._absorbed = 0
+        self._found: list[Shard] = []
+        self._all_found = False
+
+    def orders(self) -> Iterator[Task]:
+        """The parts that are left to score, each as soon as its shard is found."""
+        self._source = source_of(self.task.input)
+        self._stack.enter_context(closing(self._source))
+        opened = open_task(self.task, self._job, self._model, self._source)
+        for remark in opened.remarks:
+            logger.info("%s", remark)
+        self._monitor = Monitor(self.task, self._job, self._model.fetched, opened.scorer)
+        make_folder(self.task.output)
+        for shard in self._shards(opened):
+            if self.over:
+                return
+            part = part_of(self.task, shard, opened.columns)
+            self._found.append(shard)
+            done = None if self._job.no_resume else done_part(part, self._part_job, self._model)
+            if done is None:
+                yield part
+            else:
+                self.add(done)
+        self._all_found = True
+
+    def _shards(self, opened: Opened) -> Iterator[Shard]:
+        """Those of the input, but for rows beyond --limit."""
+        target = self.task.output
+        if self.task.output_format == "json" and compression_of(target):
+            found = iter([WHOLE])  # what separates the elements cannot be put in between
+        else:
+            module = FORMATS[self.task.input_format].module
+            found = module.shards(self._source, opened.reader.dialect)
+        for shard in found:
+            left = None if self._job.limit is None else self._job.limit - (shard.row - 1)
+            if left is None or (shard.rows is not None and shard.rows < left):
+                yield shard
+                continue
+            yield replace(shard, rows=left)
+            return
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part is there."""
+        return not self.over and self._all_found and self._absorbed == len(self._found)
+
+    @property
+    def share(self) -> float:
+        """Of the input's bytes, those that are scored, about."""
+        if not self._found:
+            return 0.0
+        last = self._found[-1]
+        rows = last.row - 1 + (last.rows or 0)
+        size = self._source.size or 0
+        seen = 1.0 if self._all_found or not size else self._source.position / size
+        return min(1.0, self.progress.read / rows * seen) if rows else 0.0
+
+    def add(self, part: ScoredPart) -> None:
+        """Take a part that is there. Raises InputInvalid where too many rows are rejected by now."""
+        assert part.task.shard is not None
+        self._parts[part.task.shard.number] = part
+        self.progress += _counts(part)
+        # In the order of the input, so that the budget is judged as if it was read in one go.
+        while next_part := self._parts.get(self._absorbed):
+            self._absorbed += 1
+            self._absorb(next_part)
+
+    def _absorb(self, part: ScoredPart) -> None:
+        rejects = part.receipt["rejects"]
+        if rejects["path"]:
+            source = source_of(rejects["path"])
+            with closing(source), source.open() as lines:
+                self._publication.rejects.append(lines)
+        self._tally.add_part(_counts(part), part.receipt["part"]["windows"])
+        if part.node is None:
+            return
+        times, receipt = self._times, part.receipt
+        for stage, seconds in receipt["stages"].items():
+            times.seconds[stage] += seconds
+            times.cpu_seconds[stage] += receipt["cpu_seconds"].get(stage, 0.0)
+        times.batches += Batches(**receipt["batches"])
+
+    def publish(self, nodes: tuple[NodeWork, ...]) -> Receipt:
+        """Join the parts. Raises BatchPredictError."""
+        enter("publish")
+        publication = self._publication
+        parts = [self._parts[number] for number in range(len(self._found))]
+        self._tally.judge()
+        profiles = [read_profile(part.receipt["profile"]) for part in parts]
+        self._monitor.conclude(publication, reduce(merged, profiles))
+        publication.nodes = nodes
+        publication.resumed = _resumed(parts)
+        publication.suspects = tuple(row for part in parts for row in part.receipt["suspects"])
+        with self._times.measure("join"):
+            sink = publication.open_output(stored=True)
+            module = FORMATS[self.task.output_format].module
+            for piece in module.join([part.stored for part in parts]):
+                sink.write(piece)
+        receipt = publication.publish(self._source, self._tally.counts)
+        self.over = True
+        remove_parts(self.task.output)
+        return receipt
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """An error that comes out of this is this input's end."""
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """Say what was wrong; parts that are there stay for the next run."""
+        if not self.over:
+            self.over = True
+            self._publication.fail(error, self._tally.counts)
+
+    def close(self) -> None:
+        """Leave nothing half-made."""
+        self._stack.close()
+
+
+def _counts(part: ScoredPart) -> Counts:
+    return Counts(**part.receipt["counts"])
+
+
+def _resumed(parts: list[ScoredPart]) -> Resumed:
+    earlier = [part.receipt for part in parts if part.node is None]
+    rows = sum(receipt["counts"]["read"] for receipt in earlier)
+    rows += sum(part.receipt["resumed"]["rows"] for part in parts if part.node is not None)
+    return Resumed(rows, len({receipt["run_id"] for receipt in earlier}))
