@@ -31,9 +31,9 @@ class MemorySource:
         self._data = data
         self._step = step
 
-    def open(self) -> BinaryIO:
-        """The bytes from the start."""
-        return cast(BinaryIO, Trickle(self._data, self._step))
+    def open(self, at: int = 0) -> BinaryIO:
+        """The bytes from `at` on."""
+        return cast(BinaryIO, Trickle(self._data[at:], self._step))
 
     def local_path(self) -> None:
         """There is none."""

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchpredict.data import csv as csv_format
-from batchpredict.data import csv_cut, csv_reader
+from batchpredict.data import csv_blocks, csv_cut, csv_reader
 from batchpredict.data.records import Dialect, Layout, Records, Reject, Selection
 from batchpredict.errors import InputInvalid
 from tests.reference_csv import rows as reference_rows
@@ -44,7 +44,8 @@ def test_borders_equal_the_reference_however_the_input_is_cut_into_blocks(
     header = b",".join(b"xyz"[i : i + 1] for i in range(columns)) + b"\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv_cut, "_EXACT_BYTES", exact)
-        patch.setattr(csv_reader, "BLOCK_BYTES", step)
+        for module in (csv_reader, csv_blocks):
+            patch.setattr(module, "BLOCK_BYTES", step)
         dialect = Dialect(max_record_bytes=max(longest, len(header)))
         found = read(header + body, dialect, step=step)
     expected = reference_rows(body, columns, dialect.max_record_bytes)

@@ -21,6 +21,7 @@ from batchpredict.data import (
     avro_walk,
     conversion,
     csv_cut,
+    csv_blocks,
     csv_reader,
     jsonreader,
 )
@@ -303,7 +304,7 @@ def test_a_long_name_is_not_shown_whole() -> None:
 
 
 def test_short_records_behind_a_long_one_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(csv_cut, "_EXACT_BYTES", 1000)
     data = b"a,b\n" + b"x" * 50_000 + b",1\n" + b"1\n" * 60_000
     blocks = read("csv", data, ("a",))
@@ -316,7 +317,7 @@ def test_short_records_behind_a_long_one_come_in_blocks(monkeypatch: pytest.Monk
 def test_records_behind_an_overlong_one_are_read(
     behind: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 1000)
     long = b"x" * 10_000 + b",1\n"
     rows = [b"1,2\n" * 10, long, b"1,2\n" * 900, b"y" * 7000 + b",1\n", long, long, behind]
     blocks = read("csv", b"a,b\n" + b"".join(rows), ("a",), max_record_bytes=8000)

@@ -29,8 +29,8 @@ class Memory:
     rereadable: bool = True
     compression: str = ""
 
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.data)
+    def open(self, at: int = 0) -> BinaryIO:
+        return io.BytesIO(self.data[at:])
 
     def local_path(self) -> None:
         return None
@@ -44,8 +44,8 @@ class ByteByByte(io.BytesIO):
 
 
 class Trickle(Memory):
-    def open(self) -> BinaryIO:
-        return ByteByByte(self.data)
+    def open(self, at: int = 0) -> BinaryIO:
+        return ByteByByte(self.data[at:])
 
 
 class Endless(io.RawIOBase):
@@ -68,7 +68,8 @@ class Generated:
     rereadable: bool = False
     compression: str = ""
 
-    def open(self) -> BinaryIO:
+    def open(self, at: int = 0) -> BinaryIO:
+        assert not at
         return cast(BinaryIO, Endless(self.pieces()))
 
     def local_path(self) -> None:

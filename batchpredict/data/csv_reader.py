@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from batchpredict.data.csv_blocks import HEAD_BYTES, Finder, Found, Piece, pieces
 from batchpredict.data.csv_cells import as_string, cell_array, slices
-from batchpredict.data.csv_cut import Cut, Flaw, Grammar, cut, cut_begin, next_record
+from batchpredict.data.csv_cut import Cut, Flaw, Grammar, Positions, cut, next_record
 from batchpredict.data.encoding import DecodedInput, escape_of
 from batchpredict.data.records import (
     BLOCK_BYTES,
+    WHOLE,
     Dialect,
     Records,
     Reject,
     Selection,
+    Shard,
     Source,
 )
+from batchpredict.data.shards import Breaks
 from batchpredict.errors import InputInvalid
 
-# The beginning of a record that is too long to be held; the rejects file shows no more of it.
-_HEAD_BYTES = 1 << 16
-# A record that goes on is read in steps that double; blocks are addressed with 32 bits.
-_MOST_READ_BYTES = 64 << 20
 # Every block costs time and memory for each of them, however few rows it has.
 _MOST_COLUMNS = 1 << 17
 # How gzip, bzip2, xz, zstandard and zip files begin.
@@ -51,6 +51,7 @@ class CsvReader:
 
     def __init__(self, source: Source, dialect: Dialect) -> None:
         self._name = source.name
+        self._source = source
         self.dialect = dialect
         self._stream = DecodedInput(source.name, source.open(), dialect.encoding)
         self.encoding, self.bom = self._stream.encoding, self._stream.bom
@@ -141,52 +142,28 @@ class CsvReader:
                 f"is the delimiter {others[0]!r}? Then pass --delimiter"
             )
 
-    def records(self, selection: Selection) -> Iterator[Records]:
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
         """See Reader.records. Cells are never null; offsets count bytes of UTF-8 text."""
         place = _Place(len(self.header), 1 + self.header.count(b"\n"), 1)
-        block, final = self._rest, self._exhausted
-        self._rest = b""
-        while True:
-            # What was read for one long record may hold millions of short ones.
-            window = block if len(block) < 2 * BLOCK_BYTES else block[:BLOCK_BYTES]
-            found = cut(window, self._grammar, final and len(window) == len(block))
-            if not found.consumed and len(window) < len(block):
-                line_end = block.find(b"\n", len(window)) + 1
-                window = block[: line_end or len(block)]
-                found = cut(window, self._grammar, final and len(window) == len(block))
-            if not found.consumed and len(window) < len(block):
-                window = block
-                found = cut_begin(block, self._grammar, final)
-            rest = block[len(window) :]
-            skipped = self._skip_overlong(window, found, rest) if found.overlong else None
-            yield self._records(window[: found.consumed], found, place, selection, skipped)
-            block = block[found.consumed :] if skipped is None else skipped.rest
-            if len(block) >= BLOCK_BYTES and found.consumed:
-                continue
-            if final and not block:
-                return
-            more = self._stream.read(min(max(len(block), BLOCK_BYTES), _MOST_READ_BYTES))
-            block, final = block + more, not more
+        found = self.pieces(cut)
+        if shard != WHOLE:
+            place = _Place(shard.start, shard.line, shard.row)
+            stream = self._source.open(len(self.bom) + shard.start)
+            found = pieces(stream, (b"", False), self._grammar, cut)
+        breaks = Breaks(self.dialect.shard_bytes)
+        for piece in found:
+            yield self._records(piece, place, selection, breaks)
 
-    def _skip_overlong(self, block: bytes, found: Cut, rest: bytes) -> _Skipped:
-        """Read up to the LF that ends a record too long to be held. `rest`: read already."""
-        length = len(block) - found.flaws[-1].start
-        while True:
-            more, rest = rest or self._stream.read(BLOCK_BYTES), b""
-            end = more.find(b"\n") + 1
-            if end or not more:
-                return _Skipped(length + end, more[end:])
-            length += len(more)
+    def pieces(self, find: Finder[Found]) -> Iterator[Piece[Found | Cut]]:
+        """What is behind the header, once; see csv_blocks."""
+        begun, self._rest = (self._rest, self._exhausted), b""
+        return pieces(self._stream, begun, self._grammar, find)
 
     def _records(
-        self,
-        block: bytes,
-        found: Cut,
-        place: _Place,
-        selection: Selection,
-        skipped: _Skipped | None,
+        self, piece: Piece[Cut], place: _Place, selection: Selection, breaks: Breaks
     ) -> Records:
-        found = _without_invalid_utf8(block, found)
+        block = piece.block[: piece.found.consumed]
+        found = _without_invalid_utf8(block, piece.found)
         begins = np.array([flaw.start for flaw in found.flaws], np.int64)
         line_feeds = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
         rank = np.searchsorted(begins, found.starts) if len(begins) else 0
@@ -195,14 +172,7 @@ class CsvReader:
             lines = place.line + np.arange(len(line_feeds))
         else:
             lines = place.line + np.searchsorted(line_feeds, found.starts)
-        flaw_rows = place.row + np.arange(len(begins)) + np.searchsorted(found.starts, begins)
-        flaw_lines = place.line + np.searchsorted(line_feeds, begins)
-        rejects = [
-            self._reject(block, flaw, int(row), int(line), place.offset)
-            for flaw, row, line in zip(found.flaws, flaw_rows, flaw_lines, strict=True)
-        ]
-        if skipped:
-            rejects[-1] = replace(rejects[-1], length=skipped.length)
+        starts = np.sort(np.concatenate((found.starts, begins))) if len(begins) else found.starts
         records = Records(
             columns=self._columns(block, found, selection.model, "value"),
             kept=self._columns(block, found, selection.kept, selection.carry),
@@ -210,21 +180,33 @@ class CsvReader:
             rows=rows,
             lines=lines,
             weight=found.ends - found.starts,
-            rejects=tuple(rejects),
+            rejects=self._rejects(piece, found, line_feeds, place),
             offsets=found.starts + place.offset,
+            breaks=breaks.among(starts + place.offset, place.row),
         )
-        place.row += len(rows) + len(rejects)
-        place.line += len(line_feeds) + (1 if skipped else 0)
-        place.offset += len(block) if skipped is None else found.flaws[-1].start + skipped.length
+        place.row += len(starts)
+        place.line += len(line_feeds) + (1 if piece.skipped else 0)
+        place.offset += piece.size
         return records
 
-    def _reject(self, block: bytes, flaw: Flaw, row: int, line: int, offset: int) -> Reject:
-        end = min(flaw.end, flaw.start + _HEAD_BYTES)
-        while flaw.start < end < flaw.end and block[end] & 0xC0 == 0x80:  # inside a character
-            end -= 1
-        record = self._as_came(block[flaw.start : end])
-        length = flaw.end - flaw.start
-        return Reject(row, line, flaw.code, flaw.message, record, offset + flaw.start, length)
+    def _rejects(
+        self, piece: Piece[Cut], found: Cut, line_feeds: Positions, place: _Place
+    ) -> tuple[Reject, ...]:
+        """`found`: with the flaws of the piece and perhaps others; `place`: of the piece."""
+        begins = np.array([flaw.start for flaw in found.flaws], np.int64)
+        rows = place.row + np.arange(len(begins)) + np.searchsorted(found.starts, begins)
+        lines = place.line + np.searchsorted(line_feeds, begins)
+        rejects = []
+        for number, (flaw, row, line) in enumerate(zip(found.flaws, rows, lines, strict=True), 1):
+            begin = piece.block[flaw.start : min(flaw.end, flaw.start + HEAD_BYTES + 1)]
+            length = flaw.end - flaw.start
+            if piece.skipped and number == len(begins):
+                begin, length = piece.skipped.head, piece.skipped.length
+            record, offset = self._as_came(_head(begin)), place.offset + flaw.start
+            rejects.append(
+                Reject(int(row), int(line), flaw.code, flaw.message, record, offset, length)
+            )
+        return tuple(rejects)
 
     def _columns(
         self, block: bytes, found: Cut, names: tuple[str, ...], carry: str
@@ -258,12 +240,12 @@ class CsvReader:
         return record
 
 
-@dataclass(frozen=True)
-class _Skipped:
-    """`length`: bytes of the record that was skipped; `rest`: bytes read beyond it."""
-
-    length: int
-    rest: bytes
+def _head(record: bytes) -> bytes:
+    """What a reject shows of a record, whole characters."""
+    end = min(len(record), HEAD_BYTES)
+    while 0 < end < len(record) and record[end] & 0xC0 == 0x80:
+        end -= 1
+    return record[:end]
 
 
 def _short(name: str) -> str:

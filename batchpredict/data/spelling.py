@@ -83,8 +83,8 @@ class _Memory:
     rereadable = True
     compression = ""
 
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.data)
+    def open(self, at: int = 0) -> BinaryIO:
+        return io.BytesIO(self.data[at:])
 
     def local_path(self) -> None:
         """There is none."""

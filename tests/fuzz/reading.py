@@ -17,6 +17,7 @@ import pyarrow as pa
 from batchpredict.data import (
     avro,
     conversion,
+    csv_blocks,
     csv_reader,
     encoding,
     jsonreader,
@@ -35,6 +36,7 @@ _ADDED = pa.schema([("prediction", pa.string()), ("score", pa.float32())])
 _CODES = {"malformed_row", "invalid_utf8", "too_large", "bad_type"}
 # Sizes at which readers cut their input: small ones let small cases meet every border.
 _BLOCK_SIZES = {
+    csv_blocks: ("BLOCK_BYTES",),
     csv_reader: ("BLOCK_BYTES",),
     encoding: ("_CHUNK",),
     jsontext: ("BLOCK_BYTES", "CUT_BYTES"),
