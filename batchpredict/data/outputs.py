@@ -22,13 +22,8 @@ logger = logging.getLogger(__name__)
 _MOST_SMALL = 16 << 20
 
 
-class OutputDraft(Protocol):
-    """An output being written. Raises OutputNotCreatable, OutputWriteFailed, Unavailable.
-
-    `stream`: where to write.
-    """
-
-    stream: BinaryIO
+class Publishable(Protocol):
+    """An output before it is visible. Raises OutputNotCreatable, OutputWriteFailed, Unavailable."""
 
     def finish(self) -> Published:
         """Make every byte durable; nothing is visible yet."""
@@ -41,6 +36,12 @@ class OutputDraft(Protocol):
     def abandon(self) -> None:
         """Leave nothing behind. Harmless after `publish`."""
         ...
+
+
+class OutputDraft(Publishable, Protocol):
+    """An output being written. `stream`: where to write."""
+
+    stream: BinaryIO
 
 
 def draft_of(

@@ -13,6 +13,9 @@ from batchpredict.errors import InputMissing, TryAgain
 from batchpredict.job import Job
 from batchpredict.run.identity import shaping_options
 
+# Of an output that is left in parts.
+MANIFEST = "_manifest.json"
+
 
 def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
     """The receipt beside the output, where it says that there is nothing left to do.
@@ -30,12 +33,18 @@ def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:
     codes, read = receipt["rejects"]["codes"], receipt["counts"]["read"]
     if job.budget.exceeded(sum(codes.values()), read):
         return None
+    output = manifest_of(task.output) if job.output_parts else task.output
     same = (
         _same_file(task.input, receipt["inputs"][0])
-        and _same_file(task.output, receipt["output"])
+        and _same_file(output, receipt["output"])
         and (not codes or _same_file(task.rejects, receipt["rejects"]))
     )
     return receipt if same else None
+
+
+def manifest_of(output: str) -> str:
+    """What proves that an output which is left in parts is complete."""
+    return f"{output}/{MANIFEST}"
 
 
 def _options(task: Task, options: dict[str, Any]) -> dict[str, Any]:

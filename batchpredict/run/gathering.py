@@ -27,6 +27,7 @@ from batchpredict.run.parts import (
     part_of,
     remove_parts,
 )
+from batchpredict.run.parts_folder import parts_folder
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.profile import merged, read_profile
 from batchpredict.run.publication import Publication
@@ -111,7 +112,7 @@ class Gathering:
         return min(1.0, self.progress.read / rows * seen) if rows else 0.0
 
     def add(self, part: ScoredPart) -> None:
-        """Take a part that is there. Raises InputInvalid where too many rows are rejected by now."""
+        """Take a part that is there. Raises InputInvalid where too many rows are rejected."""
         assert part.task.shard is not None
         self._parts[part.task.shard.number] = part
         self.progress += _counts(part)
@@ -146,11 +147,7 @@ class Gathering:
         publication.nodes = nodes
         publication.resumed = _resumed(parts)
         publication.suspects = tuple(row for part in parts for row in part.receipt["suspects"])
-        with self._times.measure("join"):
-            sink = publication.open_output(stored=True)
-            module = FORMATS[self.task.output_format].module
-            for piece in module.join([part.stored for part in parts]):
-                sink.write(piece)
+        self._assemble(parts)
         receipt = publication.publish(self._source, self._tally.counts)
         self.over = True
         remove_parts(self.task.output)
@@ -166,6 +163,18 @@ class Gathering:
         except BaseException as error:
             self.fail(error)
             raise
+
+    def _assemble(self, parts: list[ScoredPart]) -> None:
+        """Make the output of them."""
+        output_format = FORMATS[self.task.output_format]
+        if self._job.output_parts:
+            folder = parts_folder(self.task.output, parts, output_format.suffixes[0])
+            self._publication.take_output(folder)
+            return
+        with self._times.measure("join"):
+            sink = self._publication.open_output(stored=True)
+            for piece in output_format.module.join([part.stored for part in parts]):
+                sink.write(piece)
 
     def fail(self, error: BaseException) -> None:
         """Say what was wrong; parts that are there stay for the next run."""

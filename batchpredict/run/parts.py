@@ -57,8 +57,10 @@ def make_folder(output: str) -> None:
     if s3.is_url(output):
         return
     folder = Path(folder_of(output))
+    # There will be scores in it: it shows no more than an output that it is to replace.
+    mode = 0o700 if os.path.lexists(output) else 0o777
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode, exist_ok=True)
     except OSError as error:
         raise not_creatable(str(folder), error, "--output_file or --output_dir") from error
 
@@ -117,6 +119,8 @@ def part_job(job: Job, model: LoadedModel) -> Job:
         lock_wait=0.0,
         if_done="rescore",
         engine="local",
+        ray_address=None,
+        actors=None,
         output_parts=False,
     )
 

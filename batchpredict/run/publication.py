@@ -13,7 +13,7 @@ from batchpredict import s3
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
 from batchpredict.data.outputs import (
-    OutputDraft,
+    Publishable,
     draft_of,
     has_directory,
     remove_output,
@@ -73,7 +73,8 @@ class Publication:
         self.nodes: tuple[NodeWork, ...] | None = None
         self._body: dict[str, Any] | None = None
         self.rejects = RejectsFile(task.input, task.rejects)
-        self._draft: OutputDraft | None = None
+        self._draft: Publishable | None = None
+        self._cut: Callable[[], int] = int
         self._compression = compression_of(task.output) if task.output != STDIO else ""
         self._published = False
 
@@ -83,8 +84,13 @@ class Publication:
         `stored`: what is written are stored bytes, compressed already.
         """
         name = self._task.output
-        self._draft = draft_of(name, "" if stored else self._compression)
-        return self._draft.stream
+        draft = draft_of(name, "" if stored else self._compression)
+        self._draft, self._cut = draft, draft.cut
+        return draft.stream
+
+    def take_output(self, output: Publishable) -> None:
+        """An output that is written already."""
+        self._draft = output
 
     def begin_body(self) -> None:
         """Told when the header is written. That of the first shard is compressed with its rows."""
@@ -95,7 +101,7 @@ class Publication:
 
     def cut(self) -> int:
         """What is written from now on is compressed by itself; the stored bytes so far."""
-        return self._draft.cut() if self._draft else 0
+        return self._cut()
 
     def end_body(self, windows: list[tuple[int, int]]) -> None:
         """Told when all rows are written. `windows`: of each its rows, and how many are rejects."""

@@ -106,9 +106,9 @@ class RayCluster:
             "max_task_retries": _MOST_DEATHS,
             "max_concurrency": 3,
         }
-        started = ray.remote(**options)(_Actor)
-        self._actors = [started.remote(setup) for _ in range(most)]
-        self._starting = {actor.check.remote(): actor for actor in self._actors}
+        started: Any = ray.remote(**options)(_Actor)
+        self._actors: list[Any] = [started.remote(setup) for _ in range(most)]
+        self._starting: dict[Any, Any] = {actor.check.remote(): actor for actor in self._actors}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
         self._looks: dict[Any, Any] = {}

@@ -23,6 +23,7 @@ from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.monitoring import Monitor, check_baseline
 from batchpredict.run.opening import open_task
+from batchpredict.run.parts_folder import check_replaceable
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
 from batchpredict.run.receipt import Counts, Receipt, Resumed
@@ -149,7 +150,10 @@ def _told(codes: list[int], *, alone: bool) -> Iterator[None]:
 def _check_creatable(tasks: Sequence[Task], job: Job) -> None:
     """Whatever is to be written, checked before any work."""
     for task in tasks:
-        check_creatable(task.output, job.output_dir, "--output_file or --output_dir")
+        if job.output_parts:
+            check_replaceable(task.output)
+        else:
+            check_creatable(task.output, job.output_dir, "--output_file or --output_dir")
         if task.rejects:
             below = None if job.rejects_file else job.output_dir
             check_creatable(task.rejects, below, "--rejects_file")

@@ -111,6 +111,11 @@ class S3:
             raise error
         return stored.etag
 
+    def copy(self, address: Address, to: Address) -> None:
+        """Have the store copy an object, of at most 5 GiB. Raises Missing, Unavailable."""
+        source = {"Bucket": address.bucket, "Key": address.key}
+        self._calls("copy_object", to, CopySource=source)
+
     def remove(self, address: Address) -> None:
         """That there is none is fine."""
         try:

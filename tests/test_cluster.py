@@ -1,0 +1,414 @@
+"""The same job on a Ray cluster: the same bytes, whatever dies."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import signal
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchpredict.data.sources import source_of
+from batchpredict.errors import InputInvalid, UsageError
+from batchpredict.job import Job
+from batchpredict.run.engine import Watch
+from batchpredict.run.loading import load_model
+from batchpredict.run.parts import part_job
+from batchpredict.run.receipt import Counts, Receipt
+from batchpredict.run.runner import run
+from batchpredict.run.worker import About, Problem, Setup, Worker, about
+from tests import commands, models
+from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
+from tests.test_poison import MARKER, POISON
+
+ray = pytest.importorskip("ray", reason="there is no Ray for this Python")
+
+FORMATS = ("csv", "jsonl", "json", "avro", "parquet")
+ROWS = 3000
+SHARD = 8192
+WORDS = [*models.WORDS, 'a "quote"', "comma, comma", "line\nend", "größer"]
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    """One for all tests of this file: a run joins the one its process is connected to."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 << 20,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def rows_of(count: int, seed: int = 7) -> list[dict[str, Any]]:
+    """Rows that can be scored, and some that cannot: `x` is missing or far too large."""
+    numbers = random.Random(seed)
+    rows = []
+    for row in range(count):
+        x = numbers.choice([float(numbers.randrange(-9, 9)), numbers.random()])
+        text = " ".join(numbers.choices(WORDS, k=numbers.randrange(1, 12)))
+        bad = numbers.random() < 0.02
+        rows.append({"id": row, "text": text, "x": None if bad else x, "y": numbers.random()})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """In the format of the path's suffix, in several blocks or row groups."""
+    kind = path.suffixes[0]
+    if kind == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        lines = text.getvalue().splitlines(keepends=True)
+        lines[len(lines) // 2 : len(lines) // 2] = ["\n", "one,cell,too,many,x\n"]
+        data = "".join(lines).encode()
+        path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    elif kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "[1]\n\n")
+    elif kind == ".json":
+        path.write_text(json.dumps(rows))
+    elif kind == ".avro":
+        fields = [
+            {"name": "id", "type": "long"},
+            {"name": "text", "type": "string"},
+            {"name": "x", "type": ["null", "double"]},
+            {"name": "y", "type": "double"},
+        ]
+        schema = {"type": "record", "name": "r", "fields": fields}
+        with path.open("wb") as file:
+            fastavro.writer(file, schema, rows, codec="deflate", sync_interval=2000)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=150)
+    return path
+
+
+def published(output: Path) -> dict[str, Any]:
+    """The output and its rejects, as bytes, and what the receipt counts."""
+    receipt = receipt_of(output)
+    rejects = output.with_name(f"{output.name}.rejects.jsonl")
+    return {
+        "output": output.read_bytes(),
+        "rejects": rejects.read_bytes() if rejects.exists() else b"",
+        "counts": receipt["counts"],
+        "codes": receipt["rejects"],
+        "profile": receipt["profile"],
+        "input": receipt["inputs"],
+        "exit_code": receipt["exit_code"],
+        "batches": receipt["batches"],
+    }
+
+
+def without_place(found: dict[str, Any]) -> dict[str, Any]:
+    """What two outputs of one input have in common."""
+    codes = {name: value for name, value in found["codes"].items() if name != "path"}
+    return {**found, "codes": codes}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_text_model(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("classifier")
+    return models.write_classifier(directory)
+
+
+def same_on_cluster(source: Path, model: Path, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    """The receipt of the cluster's run, which has the bytes of the local one."""
+    suffix = options.pop("suffix", "".join(source.suffixes))
+    here, there = tmp_path / f"here{suffix}", tmp_path / f"there{suffix}"
+    actors, batches = options.pop("actors", None), options.pop("batches", True)
+    options = {"shard_bytes": SHARD, "max_rejects": "20%", **options}
+    score(source, model, here, **options)
+    score(source, model, there, engine="ray", actors=actors, **options)
+    found, expected = (without_place(published(output)) for output in (there, here))
+    if not batches:  # those of this run alone
+        found["batches"] = expected["batches"]
+    assert found == expected
+    assert not Path(tmp_path / f".there{suffix}.parts").exists()
+    return receipt_of(there)
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("actors", ["1", "2", "4"])
+def test_a_text_job_gives_the_same_bytes(
+    kind: str, actors: str, model: Path, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / f"in.{kind}", rows_of(ROWS))
+    receipt = same_on_cluster(source, model, tmp_path, actors=actors)
+    assert sum(node["shards"] for node in receipt["nodes"]) == 1 if kind == "json" else 10
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_tabular_job_gives_the_same_bytes(kind: str, classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / f"in.{kind}", rows_of(ROWS))
+    receipt = same_on_cluster(source, classifier, tmp_path, actors="1:3")
+    assert receipt["rejects"]["codes"]
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize(
+    "suffix",
+    [".csv.gz", ".csv.zst", ".jsonl.gz", ".jsonl", ".json", ".json.gz", ".avro", ".parquet"],
+)
+def test_other_formats_and_compressions_too(suffix: str, classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
+    same_on_cluster(source, classifier, tmp_path, suffix=suffix)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_options_that_concern_the_whole_input(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
+    same_on_cluster(source, classifier, tmp_path, limit=1234)
+    same_on_cluster(source, classifier, tmp_path, limit=0)
+    same_on_cluster(source, classifier, tmp_path, skip_rows=(1, 1700))
+    same_on_cluster(source, classifier, tmp_path, on_error="null", keep=("id",))
+    same_on_cluster(source, classifier, tmp_path, suffix=".jsonl", keep="none")
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_too_many_rejects_end_both_with_the_same_words(classifier: Path, tmp_path: Path) -> None:
+    rows = rows_of(ROWS)
+    for row in rows[2000:2300]:
+        row["x"] = None
+    source = write_rows(tmp_path / "in.csv", rows)
+    for budget in ("20", "7%"):
+        said = []
+        for engine in ("local", "ray"):
+            output = tmp_path / "out.csv"
+            with pytest.raises(InputInvalid) as caught:
+                score(
+                    source, classifier, output, max_rejects=budget, engine=engine, shard_bytes=SHARD
+                )
+            left = tmp_path / "out.csv.failed.rejects.jsonl"
+            said.append((str(caught.value), left.read_bytes() if budget == "20" else b""))
+        assert said[0] == said[1]
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_several_inputs_share_the_actors(classifier: Path, tmp_path: Path) -> None:
+    sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(6)]
+    (tmp_path / "3.csv.gz").write_bytes(b"no gzip")
+    for engine in ("local", "ray"):
+        options = {"engine": engine, "shard_bytes": SHARD, "max_rejects": "20%"}
+        outcome = run_job(sources, classifier, output_dir=_made(tmp_path / engine), **options)
+        assert outcome.exit_code == 65
+        assert len(outcome.receipts) == 5
+    for number in (0, 1, 2, 4, 5):
+        here, there = (tmp_path / e / f"{number}.csv.gz" for e in ("local", "ray"))
+        assert without_place(published(there)) == without_place(published(here))
+    assert not [name for name in files_in(tmp_path / "ray") if ".parts" in name and "3" not in name]
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def watched(source: Path, model: Path, output: Path, watch: Watch, **options: Any) -> Receipt:
+    options = {"shard_bytes": SHARD, "max_rejects": "20%", "engine": "ray", **options}
+    job = Job(input_file=(str(source),), model=str(model), output_file=str(output), **options)
+    (receipt,) = run(job, watch).receipts
+    return receipt
+
+
+def parts_in(directory: Path) -> list[str]:
+    """Those that are finished."""
+    return [name for name in files_in(directory) if name.endswith(".csv.receipt.json")]
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
+    output = tmp_path / "there.csv"
+
+    def interrupt(counts: Counts, _: Any) -> None:
+        if counts.read > ROWS / 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(source, classifier, output, interrupt, actors="2")
+    kept = len(parts_in(tmp_path))
+    assert kept
+    assert not output.exists()
+    assert json.loads((tmp_path / "there.csv.failed.json").read_text())["exit_code"] == 130
+    receipt = same_on_cluster(source, classifier, tmp_path, actors="2", batches=False)
+    assert receipt["resumed"]["rows"] > 0
+    shards = -(-source.stat().st_size // SHARD)
+    assert sum(node["shards"] for node in receipt["nodes"]) <= shards - kept
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_parts_of_other_options_or_of_another_input_are(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
+    output = tmp_path / "there.csv"
+
+    def interrupt(counts: Counts, _: Any) -> None:
+        if counts.read > ROWS / 2:
+            raise KeyboardInterrupt
+
+    for change in ("options", "input"):
+        with pytest.raises(KeyboardInterrupt):
+            watched(source, classifier, output, interrupt)
+        if change == "input":
+            write_rows(source, rows_of(ROWS, seed=8))
+        scores = "all" if change == "options" else "top"
+        receipt = same_on_cluster(source, classifier, tmp_path, scores=scores)
+        assert receipt["resumed"]["rows"] == 0
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_actors_that_are_killed_change_nothing(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(5 * ROWS))
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    score(source, classifier, here, shard_bytes=SHARD, max_rejects="20%")
+    killed = []
+
+    def kill(counts: Counts, _: Any) -> None:
+        if len(killed) < 6 and counts.read:
+            actors = [p for p in psutil.process_iter() if "_Actor" in "".join(p.cmdline())]
+            victim = random.Random(len(killed)).choice(actors)
+            victim.kill()
+            killed.append(victim.pid)
+
+    watched(source, classifier, there, kill, actors="3")
+    assert len(killed) > 2
+    again = without_place(published(there)) | {"batches": None}
+    assert again == without_place(published(here)) | {"batches": None}
+
+
+def test_a_killed_driver_is_gone_on_with_by_the_same_command(
+    classifier: Path, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(20 * ROWS))
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    score(source, classifier, here, shard_bytes=SHARD, max_rejects="20%")
+    command = (
+        f"--input_file={source}", f"--model={classifier}", f"--output_file={there}",
+        f"--shard_bytes={SHARD}", "--max_rejects=20%", "--engine=ray", "--actors=1",
+    )  # fmt: skip
+    with commands.start(*command, cwd=tmp_path) as process:
+        wait_for(lambda: len(parts_in(tmp_path)) > 2)
+        process.kill()
+    kept = len(parts_in(tmp_path))
+    with commands.start(*command, cwd=tmp_path) as process:
+        wait_for(lambda: len(parts_in(tmp_path)) > kept + 2)
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        assert process.wait(30) == 130
+        assert time.monotonic() - begin < 6
+    assert not there.exists()
+    finished = commands.run(*command, cwd=tmp_path)
+    assert finished.returncode == 3, finished.stderr.decode()
+    assert receipt_of(there)["resumed"]["runs"] == 2
+    assert not finished.stdout.decode().count("Traceback")
+    expected = without_place(published(here)) | {"batches": None}
+    assert without_place(published(there)) | {"batches": None} == expected
+    assert files_in(tmp_path) == sorted(
+        ["in.csv", *(f"{n}.csv{s}" for n in ("here", "there") for s in ENDINGS)]
+    )
+
+
+ENDINGS = ("", ".receipt.json", ".rejects.jsonl")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_row_that_kills_its_actor_is_found(classifier: Path, tmp_path: Path) -> None:
+    rows = rows_of(ROWS)
+    rows[1000]["y"] = MARKER
+    source = write_rows(tmp_path / "in.csv", rows)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(textwrap.dedent(POISON))
+    output = tmp_path / "out.csv"
+    finished = commands.run(
+        f"--input_file={source}", f"--model={classifier}", f"--output_file={output}",
+        f"--shard_bytes={SHARD}", "--max_rejects=20%", "--engine=ray", "--actors=2",
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": f"{site}:{commands.CHECKOUT}",
+            "POISON": json.dumps({"step": "infer", "signal": signal.SIGSEGV}),
+        },
+    )  # fmt: skip
+    assert finished.returncode == 3, finished.stderr.decode()
+    lost = [reject["row"] for reject in rejects_of(output) if reject["code"] == "killed_process"]
+    assert lost == [1002]  # behind the line of too many cells
+
+
+# --- what a node is asked before it works
+
+
+@pytest.fixture
+def setup(classifier: Path, tmp_path: Path) -> Setup:
+    """Of a node that sees everything."""
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    job = Job(input_file=(str(source),), model=str(classifier))
+    model = load_model(job)
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"42")
+    origin = source_of(str(source))
+    return Setup(
+        part_job(job, model), model.package.digest, "0" * 16, None, {str(probe): b"42"},
+        (str(source), origin.size, origin.fingerprint()), about().versions,
+    )  # fmt: skip
+
+
+def test_a_node_that_sees_the_same_may_work(setup: Setup) -> None:
+    assert isinstance(Worker(setup).check(), About)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"digest": "ab" * 32}, "is another model here"),
+        ({"probes": {"/nowhere/probe": b"42"}}, "outputs have to lie where every node sees them"),
+        ({"input": ("in.csv", 17, "x")}, "in.csv: no such file"),
+        ({"versions": {"onnxruntime": "0.1"}}, "where the job was started; install the same"),
+        ({"directory": "/nowhere"}, "start in a directory that every node has"),
+    ],
+)
+def test_a_node_that_does_not_says_why(setup: Setup, change: dict[str, Any], said: str) -> None:
+    problem = Worker(replace(setup, **change)).check()
+    assert isinstance(problem, Problem)
+    assert said in str(problem.error("10.0.0.7"))
+    assert "10.0.0.7" in str(problem.error("10.0.0.7"))
+
+
+def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    with pytest.raises(UsageError, match="nodes cannot share"):
+        run_job(source, classifier, output_file="-", engine="ray")
+
+
+@pytest.mark.parametrize("actors", ["0", "two", "4:2", ":3"])
+def test_actors_are_a_number_or_a_range(actors: str) -> None:
+    with pytest.raises(UsageError, match="must be a number"):
+        Job(input_file=("a.csv",), model="m", engine="ray", actors=actors)
