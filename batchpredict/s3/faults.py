@@ -149,7 +149,7 @@ def _reason(code: str, status: int) -> str:
     if code in _CLOCK:
         return f"this machine's clock is wrong ({code}); set it"
     if code in _REGION:
-        return f"the bucket is in another region ({code}); set AWS_REGION"
+        return f"the bucket is in another region ({code}); set AWS_DEFAULT_REGION"
     if code == "InvalidObjectState":
         return "the object is archived; have the store restore it"
     if code in _DENIED or status == 403:
@@ -170,7 +170,7 @@ def _failed(error: Exception, url: str, endpoint: str) -> Exception:
     if isinstance(error, boto.ProfileNotFound):
         return Unavailable(f"{url}: AWS_PROFILE names a profile that does not exist")
     if isinstance(error, boto.InvalidRegionError):
-        return ConfigInvalid(f"{url}: the region is not the name of one; check AWS_REGION")
+        return ConfigInvalid(f"{url}: the region is not the name of one; check AWS_DEFAULT_REGION")
     if isinstance(error, boto.ConfigParseError | boto.InvalidConfigError | boto.NoRegionError):
         return ConfigInvalid(f"{url}: the AWS configuration is wrong ({type(error).__name__})")
     if isinstance(error, boto.ParamValidationError):
