@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchpredict.data.sources import source_of
-from batchpredict.errors import InputInvalid, UsageError
+from batchpredict.errors import InputInvalid, OutputNotCreatable, UsageError
 from batchpredict.job import Job
 from batchpredict.run.engine import Watch
 from batchpredict.run.loading import load_model
@@ -133,59 +134,131 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_classifier(directory)
 
 
-def same_on_cluster(source: Path, model: Path, tmp_path: Path, **options: Any) -> dict[str, Any]:
-    """The receipt of the cluster's run, which has the bytes of the local one."""
-    suffix = options.pop("suffix", "".join(source.suffixes))
-    here, there = tmp_path / f"here{suffix}", tmp_path / f"there{suffix}"
+def same_on_cluster(
+    sources: Path | list[Path], model: Path, tmp_path: Path, **options: Any
+) -> list[dict[str, Any]]:
+    """Receipts of the cluster's run, which has the bytes of the local one."""
     actors, batches = options.pop("actors", None), options.pop("batches", True)
     options = {"shard_bytes": SHARD, "max_rejects": "20%", **options}
-    score(source, model, here, **options)
-    score(source, model, there, engine="ray", actors=actors, **options)
-    found, expected = (without_place(published(output)) for output in (there, here))
-    if not batches:  # those of this run alone
-        found["batches"] = expected["batches"]
-    assert found == expected
-    assert not Path(tmp_path / f".there{suffix}.parts").exists()
-    return receipt_of(there)
+    here, there = (made(tmp_path / name) for name in ("here", "there"))
+    scored = run_job(sources, model, output_dir=here, **options).receipts
+    receipts = run_job(
+        sources, model, output_dir=there, engine="ray", actors=actors, **options
+    ).receipts
+    assert len(receipts) == len(scored)
+    for receipt in scored:
+        output = Path(receipt.output.path if receipt.output else "")
+        expected, found = (without_place(published(d / output.name)) for d in (here, there))
+        if not batches:  # those of this run alone
+            found["batches"] = expected["batches"]
+        assert found == expected
+    assert not [name for name in files_in(there) if ".parts" in name]
+    return [receipt.content() for receipt in receipts]
+
+
+def made(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same rows in every format."""
+    directory = tmp_path_factory.mktemp("inputs")
+    return [write_rows(directory / f"in_{kind}.{kind}", rows_of(ROWS)) for kind in FORMATS]
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("actors", ["1", "2", "4"])
 def test_a_text_job_gives_the_same_bytes(
-    kind: str, actors: str, model: Path, tmp_path: Path
+    actors: str, sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
-    source = write_rows(tmp_path / f"in.{kind}", rows_of(ROWS))
-    receipt = same_on_cluster(source, model, tmp_path, actors=actors)
-    assert sum(node["shards"] for node in receipt["nodes"]) == 1 if kind == "json" else 10
+    receipts = same_on_cluster(sources, model, tmp_path, actors=actors)
+    shards = sum(node["shards"] for node in receipts[-1]["nodes"])
+    assert shards > 4 * 10 + 1  # an array is one
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_tabular_job_gives_the_same_bytes(kind: str, classifier: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / f"in.{kind}", rows_of(ROWS))
-    receipt = same_on_cluster(source, classifier, tmp_path, actors="1:3")
-    assert receipt["rejects"]["codes"]
+def test_a_tabular_job_gives_the_same_bytes(
+    sources: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    receipts = same_on_cluster(sources, classifier, tmp_path, actors="1:3")
+    assert all(receipt["rejects"]["codes"] for receipt in receipts)
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("target", ["csv", "jsonl", "avro", "parquet", "json"])
+def test_from_any_format_to_any_other(
+    target: str, sources: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    same_on_cluster(sources, classifier, tmp_path, output_format=target, keep="all")
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_compressed_inputs_are_a_shard_each(classifier: Path, tmp_path: Path) -> None:
+    sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(6)]
+    receipts = same_on_cluster(sources, classifier, tmp_path, shard_bytes=512)
+    assert sum(node["shards"] for node in receipts[-1]["nodes"]) == 6
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst", ".jsonl.bz2", ".json.gz", ".json"])
+def test_an_output_may_be_compressed(
+    suffix: str, sources: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    outputs = [tmp_path / f"{name}{suffix}" for name in ("here", "there")]
+    for output, engine in zip(outputs, ("local", "ray"), strict=True):
+        options = {"engine": engine, "shard_bytes": SHARD, "max_rejects": "20%"}
+        score(sources[0], classifier, output, **options)
+    here, there = map(published, outputs)
+    assert without_place(there) == without_place(here)
 
 
 @pytest.mark.usefixtures("_cluster")
 @pytest.mark.parametrize(
-    "suffix",
-    [".csv.gz", ".csv.zst", ".jsonl.gz", ".jsonl", ".json", ".json.gz", ".avro", ".parquet"],
+    "options",
+    [
+        {"limit": 1234},
+        {"limit": 0},
+        {"skip_rows": (1, 1700)},
+        {"on_error": "null", "keep": ("id",)},
+        {"keep": "none"},
+    ],
 )
-def test_other_formats_and_compressions_too(suffix: str, classifier: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
-    same_on_cluster(source, classifier, tmp_path, suffix=suffix)
+def test_options_that_concern_the_whole_input(
+    options: dict[str, Any], sources: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    same_on_cluster(sources[0], classifier, tmp_path, **options)
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_options_that_concern_the_whole_input(classifier: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
-    same_on_cluster(source, classifier, tmp_path, limit=1234)
-    same_on_cluster(source, classifier, tmp_path, limit=0)
-    same_on_cluster(source, classifier, tmp_path, skip_rows=(1, 1700))
-    same_on_cluster(source, classifier, tmp_path, on_error="null", keep=("id",))
-    same_on_cluster(source, classifier, tmp_path, suffix=".jsonl", keep="none")
+def test_an_output_may_stay_in_parts(sources: list[Path], classifier: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
+    options = {"shard_bytes": SHARD, "max_rejects": "20%"}
+    score(sources[0], classifier, whole, **options)
+    for _ in range(2):  # the second replaces the first
+        score(sources[0], classifier, parts, engine="ray", output_parts=True, **options)
+        manifest = json.loads((parts / "_manifest.json").read_text())
+        listed = [parts / part["path"] for part in manifest["parts"]]
+        assert files_in(parts) == ["_manifest.json", *sorted(path.name for path in listed)]
+        tables = [path.read_bytes().split(b"\n", 1) for path in listed]
+        header = tables[0][0] + b"\n"
+        assert header + b"".join(rows for _, rows in tables) == whole.read_bytes()
+        assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"]
+        for path, part in zip(listed, manifest["parts"], strict=True):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]
+    again = run_job(
+        sources[0], classifier, output_file=parts, engine="ray", output_parts=True,
+        if_done="skip", **options
+    )  # fmt: skip
+    assert (again.receipts, again.done) == ((), 1)
+
+
+def test_a_folder_of_parts_replaces_nothing_else(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    (made(tmp_path / "out.csv") / "mine").touch()
+    with pytest.raises(OutputNotCreatable, match="no folder that --output_parts has made"):
+        score(source, classifier, tmp_path / "out.csv", engine="ray", output_parts=True)
 
 
 @pytest.mark.usefixtures("_cluster")
@@ -208,23 +281,14 @@ def test_too_many_rejects_end_both_with_the_same_words(classifier: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_several_inputs_share_the_actors(classifier: Path, tmp_path: Path) -> None:
-    sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(6)]
-    (tmp_path / "3.csv.gz").write_bytes(b"no gzip")
-    for engine in ("local", "ray"):
-        options = {"engine": engine, "shard_bytes": SHARD, "max_rejects": "20%"}
-        outcome = run_job(sources, classifier, output_dir=_made(tmp_path / engine), **options)
-        assert outcome.exit_code == 65
-        assert len(outcome.receipts) == 5
-    for number in (0, 1, 2, 4, 5):
-        here, there = (tmp_path / e / f"{number}.csv.gz" for e in ("local", "ray"))
-        assert without_place(published(there)) == without_place(published(here))
-    assert not [name for name in files_in(tmp_path / "ray") if ".parts" in name and "3" not in name]
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(exist_ok=True)
-    return directory
+def test_an_input_that_is_damaged_does_not_keep_others(classifier: Path, tmp_path: Path) -> None:
+    sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(3)]
+    sources[1].write_bytes(b"no gzip")
+    output = made(tmp_path / "out")
+    outcome = run_job(sources, classifier, output_dir=output, engine="ray", max_rejects="20%")
+    assert outcome.exit_code == 65
+    assert len(outcome.receipts) == 2
+    assert (output / "1.csv.gz.failed.json").exists()
 
 
 def watched(source: Path, model: Path, output: Path, watch: Watch, **options: Any) -> Receipt:
@@ -242,7 +306,7 @@ def parts_in(directory: Path) -> list[str]:
 @pytest.mark.usefixtures("_cluster")
 def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
-    output = tmp_path / "there.csv"
+    output = made(tmp_path / "there") / "in.csv"
 
     def interrupt(counts: Counts, _: Any) -> None:
         if counts.read > ROWS / 4:
@@ -253,8 +317,8 @@ def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: P
     kept = len(parts_in(tmp_path))
     assert kept
     assert not output.exists()
-    assert json.loads((tmp_path / "there.csv.failed.json").read_text())["exit_code"] == 130
-    receipt = same_on_cluster(source, classifier, tmp_path, actors="2", batches=False)
+    assert json.loads((tmp_path / "there/in.csv.failed.json").read_text())["exit_code"] == 130
+    (receipt,) = same_on_cluster(source, classifier, tmp_path, actors="2", batches=False)
     assert receipt["resumed"]["rows"] > 0
     shards = -(-source.stat().st_size // SHARD)
     assert sum(node["shards"] for node in receipt["nodes"]) <= shards - kept
@@ -263,7 +327,7 @@ def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: P
 @pytest.mark.usefixtures("_cluster")
 def test_parts_of_other_options_or_of_another_input_are(classifier: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
-    output = tmp_path / "there.csv"
+    output = made(tmp_path / "there") / "in.csv"
 
     def interrupt(counts: Counts, _: Any) -> None:
         if counts.read > ROWS / 2:
@@ -275,7 +339,7 @@ def test_parts_of_other_options_or_of_another_input_are(classifier: Path, tmp_pa
         if change == "input":
             write_rows(source, rows_of(ROWS, seed=8))
         scores = "all" if change == "options" else "top"
-        receipt = same_on_cluster(source, classifier, tmp_path, scores=scores)
+        (receipt,) = same_on_cluster(source, classifier, tmp_path, scores=scores)
         assert receipt["resumed"]["rows"] == 0
 
 
