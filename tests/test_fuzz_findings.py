@@ -20,8 +20,8 @@ from batchpredict.data import (
     avro_encode,
     avro_walk,
     conversion,
-    csv_cut,
     csv_blocks,
+    csv_cut,
     csv_reader,
     jsonreader,
 )

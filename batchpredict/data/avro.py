@@ -65,7 +65,11 @@ _MOST_CELLS = 1 << 22
 _MOST_EXTENTS = 1 << 12
 
 
-def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:  # noqa: ARG001
+def open_reader(
+    source: Source,
+    dialect: Dialect,
+    survey: bool | Sequence[str],  # noqa: ARG001
+) -> Reader:
     """A reader of one file or pipe; `survey` is nothing to it, the schema names every column."""
     return AvroReader(source, dialect)
 

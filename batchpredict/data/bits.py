@@ -34,6 +34,14 @@ def with_bit(bits: Bits, place: int) -> Bits:
     return added
 
 
+def up_to(bits: Bits, place: int) -> Bits:
+    """A copy without the bits from this one on."""
+    kept = bits.copy()
+    kept[place // 64] &= (_ONE << np.uint64(place % 64)) - _ONE
+    kept[place // 64 + 1 :] = 0
+    return kept
+
+
 def behind(bits: Bits, first: bool) -> Bits:
     """For each byte what the byte before it has; `first`: what is before the block."""
     moved = bits << _ONE

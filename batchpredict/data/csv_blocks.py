@@ -71,15 +71,17 @@ def pieces(
     begun: tuple[bytes, bool],
     grammar: Grammar,
     find: Finder[Found],
+    step: int | None = None,
 ) -> Iterator[Piece[Found | Cut]]:
     """All records. `begun`: bytes read already, and whether they are all; they begin with a record.
 
-    `find`: `cut`, or what finds the same borders.
+    `find`: `cut`, or what finds the same borders. `step`: bytes of a block; else BLOCK_BYTES.
     """
+    step = step or BLOCK_BYTES
     block, final = begun
     while True:
         # What was read for one long record may hold millions of short ones.
-        window = block if len(block) < 2 * BLOCK_BYTES else block[:BLOCK_BYTES]
+        window = block if len(block) < 2 * step else block[:step]
         found: Found | Cut = find(window, grammar, final and len(window) == len(block))
         if not found.consumed and len(window) < len(block):
             line_end = block.find(b"\n", len(window)) + 1
@@ -93,11 +95,11 @@ def pieces(
             skipped, rest = _skip(stream, window[found.flaws[-1].start :], block[len(window) :])
         yield Piece(window, found, skipped)
         block = rest
-        if len(block) >= BLOCK_BYTES and found.consumed:
+        if len(block) >= step and found.consumed:
             continue
         if final and not block:
             return
-        more = stream.read(min(max(len(block), BLOCK_BYTES), _MOST_READ_BYTES))
+        more = stream.read(min(max(len(block), step), _MOST_READ_BYTES))
         block, final = block + more, not more
 
 

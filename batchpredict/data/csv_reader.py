@@ -154,10 +154,10 @@ class CsvReader:
         for piece in found:
             yield self._records(piece, place, selection, breaks)
 
-    def pieces(self, find: Finder[Found]) -> Iterator[Piece[Found | Cut]]:
+    def pieces(self, find: Finder[Found], step: int | None = None) -> Iterator[Piece[Found | Cut]]:
         """What is behind the header, once; see csv_blocks."""
         begun, self._rest = (self._rest, self._exhausted), b""
-        return pieces(self._stream, begun, self._grammar, find)
+        return pieces(self._stream, begun, self._grammar, find, step)
 
     def _records(
         self, piece: Piece[Cut], place: _Place, selection: Selection, breaks: Breaks

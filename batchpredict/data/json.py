@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
 from batchpredict.data import conversion
+from batchpredict.data.json_shards import json_shards
 from batchpredict.data.json_splice import spliced
 from batchpredict.data.jsonreader import JsonReader
 from batchpredict.data.jsontext import BLANK
-from batchpredict.data.records import Dialect, Layout, Records, Source, Writer
+from batchpredict.data.records import Dialect, Layout, Records, Shard, Source, Writer
 
 _BLANK_BYTES = BLANK.encode()
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
-def open_reader(source: Source, dialect: Dialect, survey: bool) -> JsonReader:
+def open_reader(source: Source, dialect: Dialect, survey: bool | Sequence[str]) -> JsonReader:
     """Reads as far as is needed to know the columns on offer."""
     return JsonReader(source, dialect, survey)
+
+
+def shards(source: Source, dialect: Dialect) -> Iterator[Shard]:
+    """See FormatModule.shards."""
+    return json_shards(source, dialect)
 
 
 def open_writer(sink: BinaryIO, layout: Layout) -> Writer:

@@ -33,12 +33,15 @@ from batchpredict.data.jsontext import (
     too_deep,
 )
 from batchpredict.data.records import (
+    WHOLE,
     Dialect,
     Records,
     Reject,
     Selection,
+    Shard,
     Source,
 )
+from batchpredict.data.shards import Breaks
 from batchpredict.errors import InputInvalid, UsageError
 
 # Blocks are addressed with 32 bits.
@@ -102,14 +105,35 @@ class _Parsed:
         return [names for place, names in sorted([*first, *others]) if place < end]
 
 
+def begin(source: Source, json_array: bool) -> tuple[Chunks, int, bool]:
+    """The text from its first record on, that one's line, and whether it is an array.
+
+    `json_array`: it is said to be one. Raises InputInvalid.
+    """
+    chunks = Chunks(source.open(), source.name)
+    if not json_array:
+        return chunks, 1, False
+    first, line, indent = chunks.skip_blank()
+    if first not in (b"[", b"{"):
+        raise _no_array(source.name, line, first)
+    if first == b"{":
+        chunks.put_back(indent)
+    return chunks, line, first == b"["
+
+
+def longest(dialect: Dialect) -> int:
+    """Bytes of the longest record that is read."""
+    return min(dialect.max_record_bytes, _LARGEST_RECORD)
+
+
 class JsonReader:
     """Obeys the Reader protocol.
 
     `json_array`: whether the input is an array, which an input said to be one need not be.
     """
 
-    def __init__(self, source: Source, dialect: Dialect, survey: bool) -> None:
-        if survey and not source.rereadable:
+    def __init__(self, source: Source, dialect: Dialect, survey: bool | Sequence[str]) -> None:
+        if survey is True and not source.rereadable:
             raise UsageError(
                 f"{source.name}: JSON from a pipe cannot be read twice to find all its columns; "
                 "name the ones that go to the output with --keep, or write to a file first"
@@ -118,15 +142,22 @@ class JsonReader:
         self.json_array = dialect.json_array
         self._reserved: frozenset[str] = frozenset()
         self._source = source
-        self._limit = min(dialect.max_record_bytes, _LARGEST_RECORD)
+        self._limit = longest(dialect)
         self._opened: Iterator[Block] | None = self._open()
         self.dialect = replace(dialect, json_array=self.json_array)
-        names = self._all_names() if survey else self._sample_names()
-        self.complete = survey and bool(names)  # no object at all says nothing about columns
+        if survey is False:
+            names = self._sample_names()
+        else:
+            names = self._all_names() if survey is True else list(survey)
+        # No object at all says nothing about columns.
+        self.complete = survey is not False and bool(names)
         self.schema = pa.schema([pa.field(name, pa.string()) for name in names])
 
-    def records(self, selection: Selection) -> Iterator[Records]:
-        blocks, self._opened = self._opened or self._open(), None
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
+        if shard == WHOLE:
+            blocks, self._opened = self._opened or self._open(), None
+        else:
+            blocks, self._opened = self._open_at(shard), None
         # Members that must be text; cells travel as they are spelled.
         decoded = (*selection.model, *(selection.kept if selection.carry == "value" else ()))
         self._reserved = frozenset(selection.reserved if selection.carry == "record" else ())
@@ -136,43 +167,44 @@ class JsonReader:
         for _ in range(threads):
             templates.put(Templates(self._reserved))
 
-        def read(block: Block) -> tuple[Records, int]:
+        def read(block: Block) -> tuple[Records, npt.NDArray[np.int64]]:
             lent = templates.get()
             try:
                 parsed = self._parse(block, decoded, lent)
             finally:
                 templates.put(lent)
-            return _records(block, parsed, selection), int(parsed.is_row.sum())
+            starts = block.offset - self._bom + block.starts[parsed.is_row]
+            return _records(block, parsed, selection), starts
 
         columns = len(selection.model) + len(selection.kept)
         most = min(_MOST_ROWS, max(1, _MOST_CELLS // max(1, columns)))
         pieces = chain.from_iterable(split(block, most) for block in blocks)
-        rows = 0
+        rows, breaks = shard.row - 1, Breaks(self.dialect.shard_bytes)
         with closing(in_order(pieces, read, threads)) as read_blocks:
-            for records, count in read_blocks:
-                if count:
-                    yield _behind(records, rows)
-                rows += count
+            for records, starts in read_blocks:
+                if len(starts):
+                    found = breaks.among(starts, rows + 1)
+                    yield replace(_behind(records, rows), breaks=found)
+                rows += len(starts)
 
     def original(self, raw: pa.Array, index: int) -> bytes:
         return _without_line_end(raw[index].as_py())
 
     def _open(self) -> Iterator[Block]:
-        # The stream stays open at its end: the source may want it to compute a digest.
-        self._stream = self._source.open()
         name = self._source.name
-        chunks = Chunks(self._stream, name)
-        line = 1
+        chunks, line, is_array = begin(self._source, self.json_array)
+        self._bom = chunks.bom
+        if is_array:
+            return element_blocks(chunks, self._limit, line, name)
         if self.json_array:
-            first, line, indent = chunks.skip_blank()
-            if first == b"[":
-                return element_blocks(chunks, self._limit, line, name)
-            if first != b"{":
-                raise _no_array(name, line, first)
-            chunks.put_back(indent)
             self.json_array = False
             self.notes = (f"{name}: starts with {{ and is read as JSON Lines",)
         return line_blocks(chunks, self._limit, line)
+
+    def _open_at(self, shard: Shard) -> Iterator[Block]:
+        position = self._bom + shard.start
+        chunks = Chunks(self._source.open(position), self._source.name, position)
+        return line_blocks(chunks, self._limit, shard.line)
 
     def _all_names(self) -> list[str]:
         names = self._names(self._opened or ())
@@ -326,7 +358,7 @@ def _is_text(value: str) -> bool:
 def _reject(fault: _Fault, row: int, block: Block, index: int) -> Reject:
     start, end = int(block.starts[index]), int(block.ends[index])
     record = _without_line_end(block.data[start:end])
-    long = bool(block.cut) or len(record) > CUT_BYTES
+    long = int(block.sizes[index]) > CUT_BYTES  # not by `record`: a cut one has lost its end
     return Reject(
         row=row,
         line=int(block.lines[index]),

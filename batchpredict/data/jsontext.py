@@ -53,12 +53,19 @@ class Chunks:
     """The bytes of a stream in pieces of BLOCK_BYTES, without a byte order mark.
 
     The pieces do not depend on how the stream happens to deliver. `position`: bytes of the
-    stream delivered so far.
+    input before the next piece; given as other than 0, the stream begins there. `bom`: length of
+    the byte order mark at the stream's begin.
     """
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: BinaryIO, name: str, position: int = 0) -> None:
         self._stream = stream
         self._back: list[bytes] = []
+        self.position = position
+        self.bom = 0
+        if not position:
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
         head = self._fill(max(BLOCK_BYTES, len(_BOM)))
         if head.startswith(_UTF16_BOMS):
             raise InputInvalid(
@@ -66,7 +73,8 @@ class Chunks:
                 "convert it: iconv -f UTF-16 -t UTF-8"
             )
         self.position = len(head)
-        self.put_back(head.removeprefix(_BOM))
+        self.bom = len(_BOM) if head.startswith(_BOM) else 0
+        self.put_back(head[self.bom :])
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -46,7 +46,11 @@ _CODECS = {"UNCOMPRESSED": "none", "LZ4_RAW": "lz4"}
 _DEFAULT_CODEC = "snappy"
 
 
-def open_reader(source: Source, dialect: Dialect, survey: bool) -> Reader:  # noqa: ARG001
+def open_reader(
+    source: Source,
+    dialect: Dialect,
+    survey: bool | Sequence[str],  # noqa: ARG001
+) -> Reader:
     """A reader of one file. Raises UsageError for a pipe, InputInvalid.
 
     `survey` is nothing to it: the file says everything.

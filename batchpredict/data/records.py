@@ -217,8 +217,10 @@ class Writer(Protocol):
 class FormatModule(Protocol):
     """What every format module of this package offers."""
 
-    def open_reader(self, source: Source, dialect: Dialect, survey: bool) -> Reader:
-        """`survey`: the caller needs every column's name, even if that takes a pass."""
+    def open_reader(self, source: Source, dialect: Dialect, survey: bool | Sequence[str]) -> Reader:
+        """`survey`: the caller needs every column's name, even if that takes a pass; or these are
+        the names that an earlier one of the same input has found.
+        """
         ...
 
     def shards(self, source: Source, dialect: Dialect) -> Iterator[Shard]:

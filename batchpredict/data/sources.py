@@ -154,6 +154,7 @@ class InputSource:
         self.rereadable = origin.rereadable
         self.compression = "" if origin.name == STDIO else compression_of(origin.name)
         self._raw: _CountedInput | None = None
+        self._stream: BinaryIO | None = None
         self._copy: BinaryIO | None = None
         self._whole: Mark | None = None
         self._expected: tuple[Mark, ...] = ()
@@ -174,8 +175,12 @@ class InputSource:
             raise InputInvalid(f"{self.name}: is empty, not even compressed; fetch the file again")
         if self.compression:
             decompressed = DECOMPRESS[self.compression](cast(BinaryIO, buffered))
-            return cast(BinaryIO, _Decompressed(self.name, decompressed, self.compression))
-        return cast(BinaryIO, _Decompressed(self.name, buffered, ""))
+            stream = _Decompressed(self.name, decompressed, self.compression)
+        else:
+            stream = _Decompressed(self.name, buffered, "")
+        # Kept: a forgotten stream closes what `finish` may want to read on.
+        self._stream = cast(BinaryIO, stream)
+        return self._stream
 
     def _open_raw(self, at: int = 0) -> _CountedInput:
         if self._raw is not None:

@@ -1,0 +1,219 @@
+"""Shards of text: their borders follow from the rows, and each can be read by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from batchpredict.data import (
+    csv_blocks,
+    csv_cut,
+    csv_reader,
+    csv_shards,
+    encoding,
+    jsonreader,
+    jsontext,
+)
+from batchpredict.data.formats import FORMATS
+from batchpredict.data.records import WHOLE, Dialect, Reader, Records, Selection, Shard
+from batchpredict.errors import InputInvalid
+from tests.sources import MemorySource
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Row:
+    """All that a reader tells of a row; `start` behind a byte order mark."""
+
+    number: int
+    line: int
+    start: int
+    told: Any
+
+
+def rows_of(blocks: Iterable[Records], data: bytes) -> Iterator[tuple[Row, bool]]:
+    """The rows in order, and whether each is said to begin a shard."""
+    bom = len(BOM) if data.startswith(BOM) else 0
+    begins = [bom, *(place + 1 for place, byte in enumerate(data) if byte == 10)]
+    for block in blocks:
+        assert block.lines is not None
+        assert block.offsets is not None
+        values = [tuple(decoded(column)) for column in (*block.columns, *block.kept)]
+        told: list[tuple[int, int, int | None, Any]] = [
+            (row, line, offset, (raw, weight, *rest))
+            for row, line, offset, raw, weight, *rest in zip(
+                block.rows.tolist(),
+                block.lines.tolist(),
+                block.offsets.tolist(),
+                block.raw.to_pylist(),
+                block.weight.tolist(),
+                *values,
+                strict=True,
+            )
+        ]
+        told += [(lost.row, lost.line or 0, lost.offset, lost) for lost in block.rejects]
+        assert list(block.breaks) == sorted({row for row, *_ in told} & {*block.breaks})
+        for row, line, offset, what in sorted(told, key=lambda one: one[0]):
+            start = begins[line - 1] - bom
+            if offset is not None:
+                assert offset in (start, start + bom)
+            yield Row(row, line, start, (what, offset)), row in block.breaks
+
+
+def decoded(column: pa.Array) -> list[Any]:
+    """JSON texts of one block may be plain strings in another one."""
+    if column.type != pa.json_(pa.string()):
+        return cast(list[Any], column.to_pylist())
+    return [None if text is None else json.loads(text) for text in column.storage.to_pylist()]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an input is read. `step`: bytes the source gives at once."""
+
+    format: str
+    data: bytes
+    dialect: Dialect
+    step: int = 1 << 20
+    survey: tuple[str, ...] | bool = False
+
+    def source(self) -> MemorySource:
+        return MemorySource(self.data, self.step)
+
+    def reader(self) -> Reader:
+        return FORMATS[self.format].module.open_reader(self.source(), self.dialect, self.survey)
+
+    def rows(self, shard: Shard = WHOLE) -> Iterator[tuple[Row, bool]]:
+        reader = self.reader()
+        column = (reader.schema.names or ["a"])[-1]
+        yield from rows_of(reader.records(Selection((column,), (), "record"), shard), self.data)
+
+    def shards(self) -> list[Shard]:
+        return list(FORMATS[self.format].module.shards(self.source(), self.dialect))
+
+
+def check(found: list[tuple[Row, bool]], part: Reading) -> list[Shard]:
+    """All the laws of shards. `found`: by reading the whole input."""
+    rows = [row for row, _ in found]
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    size = part.dialect.shard_bytes
+    groups = [list(group) for _, group in groupby(rows, lambda row: row.start // size)]
+    shards = part.shards()
+    assert [(s.number, s.start, s.row, s.line, s.rows) for s in shards if s.rows] == [
+        (number, group[0].start, group[0].number, group[0].line, len(group))
+        for number, group in enumerate(groups)
+    ]
+    if not groups:
+        assert [(s.number, s.row, s.rows) for s in shards] == [(0, 1, 0)]
+    assert [row.number for row, breaks in found if breaks] == [shard.row for shard in shards[1:]]
+    for shard, group in zip(shards, groups, strict=False):
+        alone = []
+        for row, breaks in part.rows(shard):
+            if len(alone) == shard.rows:
+                assert breaks
+                break
+            assert not breaks
+            alone.append(row)
+        assert alone == group
+    return shards
+
+
+@contextlib.contextmanager
+def blocks_of(size: int, head: int) -> Iterator[None]:
+    """Readers that cut their input into blocks of so many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (csv_blocks, csv_reader, jsontext):
+            patch.setattr(module, "BLOCK_BYTES", size)
+        patch.setattr(csv_shards, "_BLOCK_BYTES", size)
+        patch.setattr(csv_cut, "_EXACT_BYTES", size)
+        patch.setattr(encoding, "_CHUNK", size)
+        for module in (csv_blocks, csv_reader):
+            patch.setattr(module, "HEAD_BYTES", head)
+        for module in (jsontext, jsonreader):
+            patch.setattr(module, "CUT_BYTES", head)
+        yield
+
+
+quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+sizes = st.sampled_from([1, 2, 7, 30, 63, 64, 65, 128, 1000])
+shard_sizes = st.integers(1, 200) | st.sampled_from([1, 64, 128])
+
+CSV_PIECES = [
+    b"a", b"bc" * 9, b",", b",", b"\n", b"\n", b'"', b'"', b"\r\n", b"\r", b'""', b',"', b'",',
+    b'"\n', b'"\r\n', b'\n"', b"\n\n", b"\r\n\r\n", "é".encode(), b"\xff", b"x" * 70,
+]  # fmt: skip
+csv_texts = st.lists(st.sampled_from(CSV_PIECES), max_size=60).map(b"".join)
+
+
+@quickly
+@given(
+    csv_texts,
+    st.sampled_from([b"a\n", b"a,b\n", b'\r\n"a",b\r\n', b'"a\n",b,c\n', BOM + b"a,b\n", b""]),
+    shard_sizes,
+    st.sampled_from([8, 20, 64, 1000]),
+    st.tuples(sizes, sizes, sizes),
+)
+@example(b'"a\nb,"c",d\ne,f\n', b"a,b\n", 3, 1000, (3, 1, 1))
+@example(b"x" * 70 + b"\n\n\r\n,", b"a,b\n", 10, 20, (30, 2, 64))
+def test_shards_of_csv_are_those_of_its_rows(
+    body: bytes, header: bytes, size: int, longest: int, steps: tuple[int, int, int]
+) -> None:
+    dialect = Dialect(header=bool(header), max_record_bytes=longest, shard_bytes=size)
+    whole = Reading("csv", header + body, dialect)
+    with blocks_of(steps[0], 9):
+        try:
+            whole.reader()
+        except InputInvalid:  # without a header the first record has to be one
+            assume(False)
+        found = list(whole.rows())
+    with blocks_of(steps[1], 9):
+        check(found, replace(whole, step=steps[2]))
+
+
+LINES = [
+    b'{"a": 1}', b'{"a": "x"}', b' {"b": "y\\n"} ', b'{"a": "long %s"}' % (b"z" * 70), b"", b"",
+    b" ", b"\t \r", b"\r", b" " * 25, b"\x0b", b"[1]", b"{", b'{"a": "\xff"}', b"\xef\xbb\xbf{}",
+    b"\xff\xfe", b"\xc2\x85", b"q" * 90, b"q" * 33 + b"\r", b'{"a": "%s"}\r' % (b"q" * 24),
+]  # fmt: skip
+
+
+@quickly
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(LINES), st.sampled_from([b"\n", b"\n", b"\r\n"])), max_size=30
+    ),
+    st.sampled_from([b"", BOM, b'{"a": 0}\n']),
+    st.booleans(),
+    shard_sizes,
+    st.sampled_from([1, 8, 20, 33, 64, 1000]),
+    st.tuples(sizes, sizes, sizes),
+)
+@example([(b" " * 25, b"\n"), (b"", b"\n")], b"", False, 5, 24, (3, 1, 1))
+def test_shards_of_json_lines_are_those_of_its_rows(
+    lines: list[tuple[bytes, bytes]],
+    begin: bytes,
+    open_end: bool,
+    size: int,
+    longest: int,
+    steps: tuple[int, int, int],
+) -> None:
+    text = b"".join(line + end for line, end in lines)
+    data = begin + (text.rstrip(b"\n") if open_end else text)
+    if data.startswith((b"\xff\xfe", BOM + BOM)):
+        return
+    dialect = Dialect(max_record_bytes=longest, shard_bytes=size)
+    whole = Reading("jsonl", data, dialect, survey=("a", "b"))
+    with blocks_of(steps[0], 32):
+        found = list(whole.rows())
+    with blocks_of(steps[1], 32):
+        check(found, replace(whole, step=steps[2]))
