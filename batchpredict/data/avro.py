@@ -44,10 +44,12 @@ from batchpredict.data.avro_schema import (
 )
 from batchpredict.data.avro_walk import Walker
 from batchpredict.data.conversion import plain_json
+from batchpredict.data.joining import concatenated
 from batchpredict.data.records import (
     BLOCK_BYTES,
     Dialect,
     Layout,
+    Part,
     Reader,
     Records,
     Reject,
@@ -77,6 +79,11 @@ def open_reader(
 def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
     """A writer that keeps the origin's schema, metadata and codec unless `carry` is "value"."""
     return AvroWriter(sink, layout)
+
+
+def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+    """See FormatModule.join."""
+    return concatenated(parts)
 
 
 @dataclass(frozen=True)
@@ -351,6 +358,10 @@ class AvroWriter:
         if not parts:
             parts = [pa.array([b""] * len(records), pa.binary())]
         self._blocks.append(pc.binary_join_element_wise(*parts, b""))
+
+    def cut(self) -> None:
+        """See Writer.cut."""
+        self._blocks.cut()
 
     def close(self) -> None:
         """Write the last block."""

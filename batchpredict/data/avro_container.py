@@ -280,9 +280,10 @@ class BlockWriter:
             self._count += stop - start
             start = stop
             if len(self._pending) >= BLOCK_BYTES:
-                self._flush()
+                self.cut()
 
-    def _flush(self) -> None:
+    def cut(self) -> None:
+        """Write what is pending, as a block."""
         if self._count:
             stored = self._encode(bytes(self._pending))
             self._sink.write(zigzag(self._count) + zigzag(len(stored)))
@@ -293,4 +294,4 @@ class BlockWriter:
 
     def close(self) -> None:
         """Write what is pending; the sink stays open."""
-        self._flush()
+        self.cut()

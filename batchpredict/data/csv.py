@@ -8,7 +8,8 @@ from typing import BinaryIO
 from batchpredict.data.csv_reader import CsvReader
 from batchpredict.data.csv_shards import csv_shards
 from batchpredict.data.csv_writer import CsvWriter
-from batchpredict.data.records import Dialect, Layout, Shard, Source
+from batchpredict.data.joining import concatenated
+from batchpredict.data.records import Dialect, Layout, Part, Shard, Source
 
 
 def open_reader(
@@ -28,3 +29,8 @@ def shards(source: Source, dialect: Dialect) -> Iterator[Shard]:
 def open_writer(sink: BinaryIO, layout: Layout) -> CsvWriter:
     """Writes the header at once."""
     return CsvWriter(sink, layout)
+
+
+def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+    """See FormatModule.join."""
+    return concatenated(parts)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from batchpredict.data.locations import COMPRESS, STDIO, is_stream
+from batchpredict.data.locations import STDIO, is_stream
+from batchpredict.data.members import Members
 from batchpredict.data.permissions import create_like
 from batchpredict.data.storage import reason, reason_at, remedy
 from batchpredict.errors import (
@@ -47,6 +48,7 @@ class CountedOutput(io.RawIOBase):
 
     def __init__(self, put: Callable[[memoryview], None]) -> None:
         self._put = put
+        self._above: Members | io.BufferedWriter | None = None
         self.size = 0
         self.digest = hashlib.sha256()
         self.torn = self.ended = False
@@ -58,9 +60,9 @@ class CountedOutput(io.RawIOBase):
         view = memoryview(data).cast("B")
         if self.ended:
             return len(view)
-        self.torn = True
+        torn, self.torn = self.torn, True
         self._put(view)
-        self.torn = False
+        self.torn = torn
         self.digest.update(view)
         self.size += len(view)
         return len(view)
@@ -68,8 +70,23 @@ class CountedOutput(io.RawIOBase):
     def through(self, compression: str) -> BinaryIO:
         """Where to write what is to be stored compressed (".gz", …; "": as it is)."""
         if compression:
-            return cast(BinaryIO, COMPRESS[compression](cast(BinaryIO, self)))
-        return cast(BinaryIO, io.BufferedWriter(self, _WRITE_BYTES))
+            self._above = Members(cast(BinaryIO, self), compression)
+        else:
+            self._above = io.BufferedWriter(self, _WRITE_BYTES)
+        return cast(BinaryIO, self._above)
+
+    def cut(self) -> int:
+        """Store what the stream above holds, as a member of its own if compressed; the size so far.
+
+        Where that does not come to its end, this is `torn`.
+        """
+        torn, self.torn = self.torn, True
+        if isinstance(self._above, Members):
+            self._above.cut()
+        elif self._above is not None:
+            self._above.flush()
+        self.torn = torn
+        return self.size
 
 
 class Draft:
@@ -128,6 +145,10 @@ class Draft:
             ) from error
         except OSError as error:
             raise write_failed(self.name, error) from error
+
+    def cut(self) -> int:
+        """See OutputDraft."""
+        return self._sink.cut()
 
     def finish(self) -> Published:
         """Make every byte durable under the temporary name. Raises OutputWriteFailed.

@@ -10,11 +10,12 @@ from typing import BinaryIO, Protocol, cast
 import pyarrow as pa
 
 from batchpredict.data import conversion
+from batchpredict.data.joining import concatenated
 from batchpredict.data.json_shards import json_shards
 from batchpredict.data.json_splice import spliced
 from batchpredict.data.jsonreader import JsonReader
 from batchpredict.data.jsontext import BLANK
-from batchpredict.data.records import Dialect, Layout, Records, Shard, Source, Writer
+from batchpredict.data.records import Dialect, Layout, Part, Records, Shard, Source, Writer
 
 _BLANK_BYTES = BLANK.encode()
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
@@ -34,6 +35,12 @@ def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
     """Writes what `layout.dialect` says, whichever of the two forms the origin has."""
     rows = _Splicing(layout) if layout.carry == "record" else _Building(layout)
     return _ArrayWriter(sink, rows) if layout.dialect.json_array else _LinesWriter(sink, rows)
+
+
+def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+    """See FormatModule.join. The parts of an array are not compressed."""
+    # Lines begin with the first row.
+    return concatenated(parts, b"," if parts[0].begin else b"")
 
 
 class _Rows(Protocol):
@@ -130,22 +137,31 @@ class _LinesWriter:
             self._sink.write(row[:-1].translate(_ONE_LINE) + row[-1:] if many_lines else row)
             self._owes_line_end = not row.endswith(b"\n")
 
+    def cut(self) -> None:
+        """Nothing is held back but an owed line end, which only more rows make due."""
+
     def close(self) -> None:
         pass
 
 
 class _ArrayWriter:
+    """What is written first is no part of the first row; see `join`."""
+
     def __init__(self, sink: BinaryIO, rows: _Rows) -> None:
         self._sink = sink
         self._rows = rows
         self._started = False
+        sink.write(b"[")
 
     def write(self, records: Records, added: pa.RecordBatch) -> None:
         rows = [row.rstrip(_BLANK_BYTES) for row in self._rows(records, added)]
         if rows:
-            self._sink.write(b",\n" if self._started else b"[\n")
+            self._sink.write(b",\n" if self._started else b"\n")
             self._sink.write(b",\n".join(rows))
             self._started = True
 
+    def cut(self) -> None:
+        """Nothing is held back."""
+
     def close(self) -> None:
-        self._sink.write(b"\n]\n" if self._started else b"[]\n")
+        self._sink.write(b"\n]\n" if self._started else b"]\n")

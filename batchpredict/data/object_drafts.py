@@ -45,6 +45,10 @@ class ObjectDraft:
     def _take_note(self, upload_id: str) -> None:
         self._note = UploadNote(self.name, upload_id)
 
+    def cut(self) -> int:
+        """See OutputDraft."""
+        return self._sink.cut()
+
     def finish(self) -> Published:
         """Have every byte stored. What failed once fails again. Raises Unavailable,
         OutputWriteFailed.
@@ -103,6 +107,10 @@ class SpooledDraft:
             ) from error
         self._sink = CountedOutput(lambda data: add(cast(BinaryIO, self._file), data))
         self.stream = self._sink.through("")
+
+    def cut(self) -> int:
+        """See OutputDraft."""
+        return self._sink.cut()
 
     def finish(self) -> Published:
         """Have every byte in the file. Raises OutputWriteFailed."""

@@ -25,6 +25,13 @@ _MOST_SMALL = 16 << 20
 class Publishable(Protocol):
     """An output before it is visible. Raises OutputNotCreatable, OutputWriteFailed, Unavailable."""
 
+    def cut(self) -> int:
+        """End the compressed member that is being written: what follows begins another one.
+
+        The bytes stored so far, which hold everything written until now.
+        """
+        ...
+
     def finish(self) -> Published:
         """Make every byte durable; nothing is visible yet."""
         ...

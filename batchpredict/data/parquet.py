@@ -331,6 +331,10 @@ class ParquetWriter:
             self._writer.write_table(table, row_group_size=_GROUP_ROWS)
         self._pending, self._rows, self._bytes = [], 0, 0
 
+    def cut(self) -> None:
+        """See Writer.cut."""
+        self._flush()
+
     def close(self) -> None:
         """Write the last row group and the footer."""
         self._flush()

@@ -282,7 +282,11 @@ class InputSource:
         self._origin.check_unchanged(self._raw.inner if self._raw else None)
 
 
+def origin_of(name: str) -> Origin:
+    """Where the bytes of this name lie: a file, "-", an s3:// object. Raises as an Origin does."""
+    return StoredObject(name) if s3.is_url(name) else LocalFile(name)
+
+
 def source_of(name: str) -> InputSource:
     """The input of this name: a file, "-", an s3:// object. Raises InputMissing, Unavailable."""
-    origin: Origin = StoredObject(name) if s3.is_url(name) else LocalFile(name)
-    return InputSource(origin)
+    return InputSource(origin_of(name))

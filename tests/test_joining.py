@@ -1,0 +1,264 @@
+"""Parts joined are the output that one writer writes, to the byte."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchpredict.data import avro
+from batchpredict.data import csv as csv_format
+from batchpredict.data import json as json_format
+from batchpredict.data.drafts import Draft
+from batchpredict.data.records import (
+    Carry,
+    Dialect,
+    FormatModule,
+    Layout,
+    Part,
+    Reader,
+    Records,
+    Selection,
+    Writer,
+    take,
+)
+from batchpredict.data.sources import source_of
+from tests.sources import MemorySource
+from tests.test_avro import CODECS, file_of
+
+ADDED = pa.schema([("prediction", pa.string()), ("score", pa.float32())])
+CARRIES: Sequence[Carry] = ("record", "cell", "value")
+Rows = list[tuple[Records, pa.RecordBatch]]
+TOOLS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+
+
+def scored(first: int, end: int) -> pa.RecordBatch:
+    labels = [None if i % 3 == 0 else f"label, {i % 5}" for i in range(first, end)]
+    scores = [None if i % 4 == 0 else i / 7 for i in range(first, end)]
+    return pa.RecordBatch.from_pydict({"prediction": labels, "score": scores}, ADDED)
+
+
+@dataclass
+class Run:
+    """What shall be written: all rows of an opened input, cut behind each of `ends`.
+
+    `suffix`: of the outputs, which says how they are compressed.
+    """
+
+    module: FormatModule
+    reader: Reader
+    carry: Carry
+    ends: tuple[int, ...]
+    suffix: str = ""
+
+    @property
+    def kept(self) -> pa.Schema:
+        return pa.schema([]) if self.carry == "record" else self.reader.schema
+
+    @property
+    def layout(self) -> Layout:
+        origin = None if self.carry == "value" else self.reader
+        return Layout(self.carry, self.kept, ADDED, origin, self.reader.dialect)
+
+    @cached_property
+    def rows(self) -> list[Rows]:
+        """What each part gets; a part may get nothing."""
+        selection = Selection((), tuple(self.kept.names), self.carry)
+        blocks = list(self.reader.records(selection))
+        count = sum(map(len, blocks))
+        borders = [0, *sorted(min(end, count) for end in self.ends), count]
+        return [between(blocks, *pair) for pair in itertools.pairwise(borders)]
+
+
+def between(blocks: Sequence[Records], first: int, end: int) -> Rows:
+    result: Rows = []
+    for block in blocks:
+        start, stop = max(0, first), min(len(block), end)
+        if start < stop:
+            added = scored(int(block.rows[start]) - 1, int(block.rows[stop - 1]))
+            result.append((take(block, np.arange(start, stop)), added))
+        first, end = first - len(block), end - len(block)
+    return result
+
+
+@contextlib.contextmanager
+def drafted(name: str, suffix: str) -> Iterator[Draft]:
+    draft = Draft(name, suffix)
+    try:
+        yield draft
+        draft.finish()
+        draft.publish()
+    finally:
+        draft.abandon()
+
+
+def write(writer: Writer, rows: Rows) -> None:
+    for records, added in rows:
+        writer.write(records, added)
+
+
+def local(run: Run, directory: Path) -> bytes:
+    """One output, cut where each part ends."""
+    path = directory / f"whole{run.suffix}"
+    with drafted(str(path), run.suffix) as draft:
+        writer = run.module.open_writer(draft.stream, run.layout)
+        draft.cut()
+        for rows in run.rows:
+            write(writer, rows)
+            writer.cut()
+            draft.cut()
+        writer.close()
+    return path.read_bytes()
+
+
+def part(run: Run, rows: Rows, path: Path) -> Part:
+    with drafted(str(path), run.suffix) as draft:
+        writer = run.module.open_writer(draft.stream, run.layout)
+        begin = draft.cut()
+        write(writer, rows)
+        writer.cut()
+        end = draft.cut()
+        writer.close()
+    return Part(str(path), begin, end, path.stat().st_size)
+
+
+def parts(run: Run, directory: Path) -> list[Part]:
+    return [
+        part(run, rows, directory / f"{number}{run.suffix}") for number, rows in enumerate(run.rows)
+    ]
+
+
+def joined(run: Run, directory: Path) -> bytes:
+    return b"".join(map(bytes, run.module.join(parts(run, directory))))
+
+
+def check(run: Run) -> bytes:
+    """The law. What was written, decompressed."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        whole = local(run, directory)
+        assert joined(run, directory) == whole
+        return source_of(str(directory / f"whole{run.suffix}")).open().read()
+
+
+ENDS = st.lists(st.integers(0, 12), max_size=4).map(tuple)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=5)
+ROWS = st.lists(st.tuples(TEXTS, st.integers(-(2**63), 2**63 - 1)), max_size=12)
+SUFFIXES = st.sampled_from(["", ".gz", ".bz2", ".xz", ".zst"])
+
+
+@settings(max_examples=40)
+@given(
+    ROWS, ENDS, SUFFIXES, st.sampled_from(CARRIES), st.booleans(), st.booleans()
+)  # fmt: skip
+def test_csv(
+    rows: list[Any], ends: tuple[int, ...], suffix: str, carry: Carry, header: bool, last: bool
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    data = text.getvalue().encode().removesuffix(b"" if last else b"\n")
+    reader = csv_format.open_reader(MemorySource(data), Dialect(header=header), False)
+    count = len(rows) + (not header)
+    out = check(Run(csv_format, reader, carry, ends, suffix)).decode()
+    read = list(csv.reader(io.StringIO(out, newline="")))
+    assert len(read) == count + header
+    assert [row[:2] for row in read[header:]] == [
+        [a, str(b)] for a, b in ([] if header else [("a", "b")]) + rows
+    ]
+
+
+@settings(max_examples=40)
+@given(ROWS, ENDS, SUFFIXES, st.sampled_from(CARRIES), st.booleans(), st.booleans())
+def test_json_lines(
+    rows: list[Any], ends: tuple[int, ...], suffix: str, carry: Carry, last: bool, from_array: bool
+) -> None:
+    out = check(json_run(rows, ends, suffix, carry, last, from_array, to_array=False))
+    read = [json.loads(line) for line in out.splitlines()]
+    assert [(row["a"], int(row["b"])) for row in read] == rows
+    assert out.count(b"\n") >= len(rows) - 1
+
+
+@settings(max_examples=40)
+@given(ROWS, ENDS, st.sampled_from(CARRIES), st.booleans(), st.booleans())
+def test_json_arrays(
+    rows: list[Any], ends: tuple[int, ...], carry: Carry, last: bool, from_array: bool
+) -> None:
+    out = check(json_run(rows, ends, "", carry, last, from_array, to_array=True))
+    assert [(row["a"], int(row["b"])) for row in json.loads(out)] == rows
+    assert (out == b"[]\n") == (not rows)
+
+
+def json_run(
+    rows: list[Any],
+    ends: tuple[int, ...],
+    suffix: str,
+    carry: Carry,
+    last: bool,
+    from_array: bool,
+    *,
+    to_array: bool,
+) -> Run:
+    lines = [json.dumps({"a": a, "b": b}).encode() for a, b in rows]
+    data = b"".join(line + b"\n" for line in lines).removesuffix(b"" if last else b"\n")
+    if from_array:
+        data = b"[" + b",".join(lines) + b"]"
+    source = MemorySource(data)
+    reader = json_format.open_reader(source, Dialect(json_array=from_array), True)
+    run = Run(json_format, reader, carry, ends, suffix)
+    return Layed(run.module, run.reader, carry, ends, suffix, to_array=to_array)
+
+
+@dataclass
+class Layed(Run):
+    """A run whose output is an array, or lines, whatever its input is."""
+
+    to_array: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        from_run = super().layout
+        return Layout(
+            from_run.carry, from_run.kept, ADDED, from_run.origin, Dialect(json_array=self.to_array)
+        )
+
+
+TABLE = {
+    "type": "record", "name": "Table", "fields": [
+        {"name": "a", "type": ["null", "string"]}, {"name": "b", "type": "long"},
+        {"name": "c", "type": {"type": "array", "items": "long"}}]
+}  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(
+    ROWS,
+    ENDS,
+    st.sampled_from(CODECS),
+    st.sampled_from(CARRIES),
+    st.sampled_from([1, 200, 16000]),
+)
+def test_avro(
+    rows: list[Any], ends: tuple[int, ...], codec: str, carry: Carry, interval: int
+) -> None:
+    objects = [{"a": a, "b": b, "c": [b] * (b % 3)} for a, b in rows]
+    data = file_of(TABLE, objects, codec=codec, sync_interval=interval)
+    reader = avro.open_reader(MemorySource(data), Dialect(), False)
+    run = Run(avro, reader, carry, ends)
+    out = check(run)
+    read: list[Any] = list(fastavro.reader(io.BytesIO(out)))
+    assert [(row["a"], row["b"]) for row in read] == rows
+    assert [row["prediction"] for row in read] == scored(0, len(rows))["prediction"].to_pylist()
