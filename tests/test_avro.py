@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import struct
 import tracemalloc
@@ -23,7 +24,17 @@ from hypothesis import strategies as st
 from batchpredict.data import avro, avro_container
 from batchpredict.data.avro_container import zigzag
 from batchpredict.data.avro_encode import encode
-from batchpredict.data.records import BLOCK_BYTES, Carry, Dialect, Layout, Records, Selection, take
+from batchpredict.data.records import (
+    BLOCK_BYTES,
+    WHOLE,
+    Carry,
+    Dialect,
+    Layout,
+    Records,
+    Selection,
+    Shard,
+    take,
+)
 from batchpredict.data.sources import source_of
 from batchpredict.errors import InputInvalid
 from tests.sources import MemorySource
@@ -620,3 +631,115 @@ def test_the_sync_marker_comes_from_the_schema() -> None:
     other = io.BytesIO()
     avro_container.BlockWriter(other, {"avro.schema": b"[]"}).close()
     assert sink.getvalue()[-16:] != other.getvalue()[-16:]
+
+
+# --- shards
+
+
+def described(records: Records) -> tuple[Any, ...]:
+    """Everything there is to know of a block of rows."""
+    columns = (records.columns.to_pylist(), records.kept.to_pylist(), records.raw.to_pylist())
+    numbers = (records.rows.tolist(), records.weight.tolist())
+    return columns, numbers, records.rejects, records.breaks
+
+
+def of_shard(data: bytes, shard: Shard, chosen: Selection, **dialect: Any) -> list[Any]:
+    """What a reader of its own gives; it stops asking when it has the rows."""
+    found: list[Any] = []
+    left = shard.rows
+    for records in opened(data, **dialect).records(chosen, shard):
+        found.append(described(records))
+        if left is not None:
+            left -= len(records) + len(records.rejects)
+            assert left >= 0
+            if not left:
+                break
+    return found
+
+
+def read_by_shards(data: bytes, chosen: Selection, **dialect: Any) -> list[Any]:
+    found: list[Any] = []
+    for shard in avro.shards(MemorySource(data), Dialect(**dialect)):
+        found += of_shard(data, shard, chosen, **dialect) if shard.rows != 0 else []
+    return found
+
+
+@given(
+    st.lists(RICH_ROWS, max_size=30),
+    st.lists(st.integers(0, 4), min_size=1, max_size=12),
+    st.sampled_from([1, 50, 300, 4000, 1 << 20]),
+    st.sampled_from(CODECS),
+    st.integers(20, 400),
+)
+def test_a_shard_read_alone_gives_what_reading_all_gives(
+    rows: list[Any], counts: list[int], size: int, codec: str, longest: int
+) -> None:
+    data = blocks_of(rows, counts, codec)
+    chosen = selection("record", model=("text", "last"))
+    options = {"shard_bytes": size, "max_record_bytes": longest}
+    whole = [described(records) for records in opened(data, **options).records(chosen)]
+    assert read_by_shards(data, chosen, **options) == whole
+    shards = list(avro.shards(MemorySource(data), Dialect(shard_bytes=size)))
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert sum(shard.rows or 0 for shard in shards) == len(rows)
+    assert [shard.row for shard in shards[1:]] == [row for *_, breaks in whole for row in breaks]
+    if rows:
+        assert len({shard.start // size for shard in shards}) == len(shards)
+        assert all(shard.rows for shard in shards)
+
+
+def blocks_of(rows: list[Any], counts: list[int], codec: str) -> bytes:
+    """A file whose blocks have so many rows, over and over; some have none."""
+    records = encoded(file_of(RICH, rows)) if rows else []
+    sink = io.BytesIO()
+    metadata = {"avro.schema": json.dumps(RICH).encode(), "avro.codec": codec.encode()}
+    writer = avro_container.BlockWriter(sink, metadata)
+    sync = sink.getvalue()[-16:]
+    for count in itertools.cycle([*counts, 1]):
+        if not records:
+            return sink.getvalue()
+        block, records = records[:count], records[count:]
+        writer.append(pa.array(block, pa.binary()))
+        writer.cut()
+        if not block:
+            stored = avro_container._ENCODE[codec](b"")
+            sink.write(zigzag(0) + zigzag(len(stored)) + stored + sync)
+    raise AssertionError
+
+
+def test_pipes_and_files_without_rows_have_one_shard() -> None:
+    data = file_of(RICH, [ROW] * 9, sync_interval=1)
+    pipe = MemorySource(data)
+    pipe.rereadable = False
+    assert list(avro.shards(pipe, Dialect(shard_bytes=1))) == [WHOLE]
+    assert len(list(avro.shards(MemorySource(data), Dialect(shard_bytes=1)))) == 9
+    reader = avro.open_reader(pipe, Dialect(shard_bytes=1), False)
+    assert [records.breaks for records in reader.records(selection("record"))] == [
+        (), *((row,) for row in range(2, 10))
+    ]  # fmt: skip
+    empty = file_of(RICH, [])
+    assert list(avro.shards(MemorySource(empty), Dialect())) == [Shard(0, len(empty), rows=0)]
+
+
+@given(st.data(), st.sampled_from(CODECS))
+def test_damage_is_told_by_the_reader_of_its_shard_as_by_one_of_all(
+    data: st.DataObject, codec: str
+) -> None:
+    whole = blocks_of([{**ROW, "id": i} for i in range(12)], [3, 0, 1, 2], codec)
+    first = next(avro.shards(MemorySource(whole), Dialect())).start
+    at = data.draw(st.integers(first, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    damaged = whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :]
+    chosen = selection("record", model=("text",))
+    outcomes = []
+    for read in (read_whole, read_by_shards):
+        try:
+            outcomes.append([row for _, numbers, *_ in read(damaged, chosen, shard_bytes=700)
+                             for row in numbers[0]])  # fmt: skip
+        except InputInvalid as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def read_whole(data: bytes, chosen: Selection, **dialect: Any) -> list[Any]:
+    return [described(records) for records in opened(data, **dialect).records(chosen)]

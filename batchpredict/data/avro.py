@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, cast
 
 import fastavro
@@ -31,6 +31,8 @@ from batchpredict.data.avro_container import (
     BlockWriter,
     Damaged,
     Header,
+    Positioned,
+    block_counts,
     read_blocks,
     read_header,
 )
@@ -47,6 +49,7 @@ from batchpredict.data.conversion import plain_json
 from batchpredict.data.joining import concatenated
 from batchpredict.data.records import (
     BLOCK_BYTES,
+    WHOLE,
     Dialect,
     Layout,
     Part,
@@ -54,6 +57,7 @@ from batchpredict.data.records import (
     Records,
     Reject,
     Selection,
+    Shard,
     Source,
     Writer,
 )
@@ -81,6 +85,17 @@ def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
     return AvroWriter(sink, layout)
 
 
+def shards(source: Source, dialect: Dialect) -> Iterator[Shard]:
+    """See FormatModule.shards: from the headers of the blocks, which take reading the file.
+
+    Where a block is damaged, the shard it is in or begins is the last one: its reader tells.
+    """
+    if not source.rereadable or source.compression:
+        yield WHOLE
+        return
+    yield from AvroReader(source, dialect).shards()
+
+
 def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
     """See FormatModule.join."""
     return concatenated(parts)
@@ -88,20 +103,28 @@ def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
 
 @dataclass(frozen=True)
 class _Joined:
-    """The data of one or several Avro blocks. `extents`: where each ends, and its row count."""
+    """The data of one or several Avro blocks. `extents`: where each ends, and its row count.
+
+    `breaks`: it begins a shard other than the first one.
+    """
 
     data: bytes
     extents: tuple[tuple[int, int], ...]
+    breaks: bool
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Consecutive records. `marks`: one line per record, see Walker. `first`: row number."""
+    """Consecutive records. `marks`: one line per record, see Walker. `first`: row number.
+
+    `breaks`: see Records.
+    """
 
     data: bytes
     start: int
     marks: Int64
     first: int
+    breaks: tuple[int, ...] = ()
 
     @property
     def ends(self) -> Int64:
@@ -144,7 +167,8 @@ class AvroReader:
         self._name = source.name
         self.dialect = dialect
         self._most_bytes = dialect.max_record_bytes
-        self._stream = source.open()
+        self._most_block_bytes = max(MOST_BLOCK_BYTES, 2 * self._most_bytes)
+        self._stream = Positioned(source.open())
         self._header: Header = read_header(self._stream, source.name)
         try:
             self.avro: RecordSchema = parse(self._header.metadata.get("avro.schema", b""))
@@ -159,18 +183,43 @@ class AvroReader:
         self._source = source
         self._begun = False
 
-    def records(self, selection: Selection) -> Iterator[Records]:
-        """The rows, in order; see Reader. A pipe can be read once."""
-        if self._begun:
-            self._stream = self._source.open()
+    def shards(self) -> Iterator[Shard]:
+        """See FormatModule.shards."""
+        self._go_to(WHOLE)
+        shard = Shard(start=self._stream.position, rows=0)
+        place = None
+        for at, count in block_counts(self._stream, self._header, self._most_block_bytes):
+            if count == 0:
+                continue
+            rows = cast(int, shard.rows)
+            if place not in (None, self._place(at)):
+                yield shard
+                shard, rows = Shard(shard.number + 1, at, shard.row + rows), 0
+            place = self._place(at)
+            shard = replace(shard, rows=None if count is None else rows + count)
+        yield shard
+
+    def _place(self, at: int) -> int:
+        """The same for all blocks of a shard."""
+        return at // self.dialect.shard_bytes
+
+    def _go_to(self, shard: Shard) -> None:
+        if shard.start:
+            self._stream = Positioned(self._source.open(shard.start), shard.start)
+        elif self._begun:
+            self._stream = Positioned(self._source.open())
             read_header(self._stream, self._name)
         self._begun = True
+
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
+        """The rows, in order; see Reader. A pipe can be read once."""
+        self._go_to(shard)
         bordered = {*selection.model, *selection.kept}
         try:
             columns = _Columns(self.avro, selection, Walker(self.avro, bordered))
         except SchemaInvalid as error:
             raise self._schema_invalid(error) from error
-        for piece in self._pieces(columns.walker):
+        for piece in self._pieces(columns.walker, shard):
             try:
                 records = self._records(piece, columns)
             except Damaged as error:
@@ -182,27 +231,38 @@ class AvroReader:
     def _schema_invalid(self, error: SchemaInvalid) -> InputInvalid:
         return InputInvalid(f"{self._name}: {error}; write the file again with a valid schema")
 
-    def _joined(self) -> Iterator[_Joined]:
-        """Avro blocks, small ones joined."""
+    def _joined(self, shard: Shard) -> Iterator[_Joined]:
+        """Avro blocks, small ones of a shard joined."""
         parts: list[bytes] = []
         extents: list[tuple[int, int]] = []
-        size = 0
-        most = max(MOST_BLOCK_BYTES, 2 * self._most_bytes)
-        for block in read_blocks(self._stream, self._header, self._name, most):
+        size = rows = 0
+        place = -1 if shard.number else None
+        breaks = False
+        limits = (self._most_block_bytes, self.dialect.shard_bytes)
+        for block in read_blocks(self._stream, self._header, self._name, *limits):
+            if block.count and place not in (None, self._place(block.at)):
+                if extents:
+                    yield _Joined(b"".join(parts), tuple(extents), breaks)
+                    parts, extents, size = [], [], 0
+                breaks = True
+            place = self._place(block.at) if block.count else place
             parts.append(block.data)
             size += len(block.data)
+            rows += block.count
             extents.append((size, block.count))
-            if size >= BLOCK_BYTES or len(extents) >= _MOST_EXTENTS:
-                yield _Joined(b"".join(parts), tuple(extents))
-                parts, extents, size = [], [], 0
+            # What follows the shard is left alone, it may be damaged.
+            if size >= BLOCK_BYTES or len(extents) >= _MOST_EXTENTS or rows == shard.rows:
+                yield _Joined(b"".join(parts), tuple(extents), breaks)
+                parts, extents, size, breaks = [], [], 0, False
         if extents:
-            yield _Joined(b"".join(parts), tuple(extents))
+            yield _Joined(b"".join(parts), tuple(extents), breaks)
 
-    def _pieces(self, walker: Walker) -> Iterator[_Piece]:
-        row = 1
+    def _pieces(self, walker: Walker, shard: Shard) -> Iterator[_Piece]:
+        row = shard.row
         most_rows = max(1, min(_MOST_ROWS, _MOST_CELLS // self.avro.cells))
-        for joined in self._joined():
+        for joined in self._joined(shard):
             position = start = held = 0
+            breaks = (row,) if joined.breaks else ()
             marks: list[Int64] = []
             walker.begin()
             for end, count in joined.extents:
@@ -215,14 +275,19 @@ class AvroReader:
                     held += len(walked)
                     row += len(walked)
                     position = int(walked[-1, -1])
+                    if not left:
+                        self._check_end(position, end, row)
                     if position - start >= BLOCK_BYTES or held == most_rows:
-                        yield _Piece(joined.data, start, np.concatenate(marks), row - held)
-                        start, marks, held = position, [], 0
+                        yield _Piece(joined.data, start, np.concatenate(marks), row - held, breaks)
+                        start, marks, held, breaks = position, [], 0, ()
                         walker.begin()
-                if position != end:
-                    raise self._unreadable(row, "its block is longer than its rows")
+                self._check_end(position, end, row)
             if marks:
-                yield _Piece(joined.data, start, np.concatenate(marks), row - held)
+                yield _Piece(joined.data, start, np.concatenate(marks), row - held, breaks)
+
+    def _check_end(self, position: int, end: int, row: int) -> None:
+        if position != end:
+            raise self._unreadable(row, "its block is longer than its rows")
 
     def _walk(
         self, walker: Walker, data: bytes, place: tuple[int, int, int, int], row: int
@@ -256,7 +321,7 @@ class AvroReader:
             faults.by_index[index] = ("too_large", message)
         rows = np.arange(piece.first, piece.first + len(raw), dtype=np.int64)
         if not faults.by_index:
-            return Records(model, kept, raw, rows, None, weight)
+            return Records(model, kept, raw, rows, None, weight, breaks=piece.breaks)
         good = np.ones(len(raw), bool)
         good[list(faults.by_index)] = False
         mask = pa.array(good)
@@ -265,7 +330,10 @@ class AvroReader:
             for i, (code, message) in sorted(faults.by_index.items())
         )
         kept, model = kept.filter(mask), model.filter(mask)
-        return Records(model, kept, raw.filter(mask), rows[good], None, weight[good], rejects)
+        return Records(
+            model, kept, raw.filter(mask), rows[good], None, weight[good], rejects, None,
+            piece.breaks,
+        )  # fmt: skip
 
     def _rejected(self, raw: pa.BinaryArray, index: int, code: str) -> Any:
         return None if code == "too_large" else self.original(raw, index)

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -129,13 +129,31 @@ class Header:
 
 @dataclass(frozen=True)
 class Block:
-    """The decompressed records of one block."""
+    """The decompressed records of one block, which starts `at` this byte of the file."""
 
     count: int
     data: bytes
+    at: int
 
 
-def _varint(stream: BinaryIO, signed: bool = True) -> tuple[int, int]:
+class Positioned:
+    """A stream that knows how far it was read; it was opened at the byte `position`."""
+
+    def __init__(self, stream: BinaryIO, position: int = 0) -> None:
+        self._stream = stream
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.position += len(data)
+        return data
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _varint(stream: _Readable, signed: bool = True) -> tuple[int, int]:
     """A number and the count of bytes it takes. Raises Damaged, EOFError (nothing left)."""
     number = 0
     for index in range(_LONGEST_VARINT):
@@ -148,7 +166,7 @@ def _varint(stream: BinaryIO, signed: bool = True) -> tuple[int, int]:
     raise Damaged("a length is not a number")
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: _Readable, size: int) -> bytes:
     """`size` bytes. A damaged size must not make us ask for all memory at once."""
     if size < 0:
         raise Damaged("a length is negative")
@@ -162,7 +180,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_header(stream: BinaryIO, name: str) -> Header:
+def read_header(stream: _Readable, name: str) -> Header:
     """Read up to the first block. Raises InputInvalid."""
     try:
         magic = _exactly(stream, len(_MAGIC))
@@ -193,22 +211,26 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     return header
 
 
-def _header_text(stream: BinaryIO, left: int) -> bytes:
+def _header_text(stream: _Readable, left: int) -> bytes:
     size, _ = _varint(stream)
     if size > left:
         raise Damaged("the header is too large")
     return _exactly(stream, size)
 
 
-def read_blocks(stream: BinaryIO, header: Header, name: str, most: int) -> Iterator[Block]:
+def read_blocks(
+    stream: Positioned, header: Header, name: str, most: int, shard_bytes: int
+) -> Iterator[Block]:
     """The blocks after the header, one in memory at a time. Raises InputInvalid.
 
     `most`: bytes a block may have, decompressed. A file cut exactly between two blocks cannot be
     told from a complete one.
     """
-    number = empty = 0
+    empty = place = 0
     while True:
-        number += 1
+        at = stream.position
+        if at // shard_bytes != place:  # who reads a shard alone knows of no others
+            empty, place = 0, at // shard_bytes
         try:
             try:
                 count, _ = _varint(stream)
@@ -223,13 +245,35 @@ def read_blocks(stream: BinaryIO, header: Header, name: str, most: int) -> Itera
         except _DAMAGE as error:
             reason = str(error) or "it ends early"
             raise InputInvalid(
-                f"{name}: Avro block {number} is truncated or damaged ({reason}); "
+                f"{name}: the Avro block at byte {at} is truncated or damaged ({reason}); "
                 "fetch the file again"
             ) from error
-        yield Block(count, data)
+        yield Block(count, data, at)
 
 
-def _block_data(stream: BinaryIO, header: Header, count: int, most: int) -> bytes:
+def block_counts(stream: Positioned, header: Header, most: int) -> Iterator[tuple[int, int | None]]:
+    """Where each block starts and how many rows it states, without decompressing those.
+
+    The last one has None where reading it would fail as far as can be seen so.
+    """
+    while True:
+        at = stream.position
+        try:
+            try:
+                count, _ = _varint(stream)
+            except EOFError:
+                return
+            if count:
+                _stored(stream, header, count, most)
+            elif _block_data(stream, header, count, most):
+                raise Damaged("it is longer than its rows")
+        except _DAMAGE:
+            yield at, None
+            return
+        yield at, count
+
+
+def _stored(stream: Positioned, header: Header, count: int, most: int) -> bytes:
     if count < 0:
         raise Damaged("its row count is negative")
     size, _ = _varint(stream)
@@ -238,6 +282,11 @@ def _block_data(stream: BinaryIO, header: Header, count: int, most: int) -> byte
     stored = _exactly(stream, size)
     if _exactly(stream, _SYNC_BYTES) != header.sync:
         raise Damaged("its sync marker is missing")
+    return stored
+
+
+def _block_data(stream: Positioned, header: Header, count: int, most: int) -> bytes:
+    stored = _stored(stream, header, count, most)
     data = _DECODE[header.codec](stored, most + 1)
     if len(data) > most:
         raise Damaged(f"it unpacks to more than {most} bytes")
