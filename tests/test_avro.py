@@ -743,3 +743,24 @@ def test_damage_is_told_by_the_reader_of_its_shard_as_by_one_of_all(
 
 def read_whole(data: bytes, chosen: Selection, **dialect: Any) -> list[Any]:
     return [described(records) for records in opened(data, **dialect).records(chosen)]
+
+
+def test_what_follows_a_shard_is_not_read() -> None:
+    data = file_of(RICH, [ROW] * 9, sync_interval=1)
+    shards = list(avro.shards(MemorySource(data), Dialect(shard_bytes=1)))
+    cut = data[: shards[1].start + 9]
+    assert len(of_shard(cut, shards[0], selection("record"), shard_bytes=1)) == 1
+    with pytest.raises(InputInvalid, match=f"the Avro block at byte {shards[1].start} is trunc"):
+        of_shard(cut, shards[1], selection("record"), shard_bytes=1)
+
+
+def test_a_damaged_block_without_rows_is_told_too() -> None:
+    data = file_of(RICH, [ROW] * 3, sync_interval=1)
+    data += zigzag(0) + zigzag(2) + b"ab" + data[-16:]
+    for size in (1, 1 << 20):
+        *_, last = avro.shards(MemorySource(data), Dialect(shard_bytes=size))
+        assert last.rows is None
+        with pytest.raises(InputInvalid, match="row 4 cannot be read"):
+            read_by_shards(data, selection("record"), shard_bytes=size)
+        with pytest.raises(InputInvalid, match="row 4 cannot be read"):
+            read_whole(data, selection("record"), shard_bytes=size)
