@@ -17,10 +17,12 @@ from typing import Any
 import fastavro
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchpredict.data import avro
+from batchpredict.data import avro, parquet
 from batchpredict.data import csv as csv_format
 from batchpredict.data import json as json_format
 from batchpredict.data.drafts import Draft
@@ -37,6 +39,7 @@ from batchpredict.data.records import (
     take,
 )
 from batchpredict.data.sources import source_of
+from batchpredict.data.thrift_compact import parse, spelled
 from tests.sources import MemorySource
 from tests.test_avro import CODECS, file_of
 
@@ -234,6 +237,94 @@ class Layed(Run):
         return Layout(
             from_run.carry, from_run.kept, ADDED, from_run.origin, Dialect(json_array=self.to_array)
         )
+
+
+COLUMNS: dict[str, pa.DataType] = {
+    "text": pa.string(), "view": pa.string_view(), "bytes": pa.binary(), "flag": pa.bool_(),
+    "whole": pa.int64(), "small": pa.uint8(), "float": pa.float32(), "double": pa.float64(),
+    "day": pa.date32(), "zone": pa.timestamp("us", "Europe/Berlin"), "nanos": pa.timestamp("ns"),
+    "span": pa.duration("ms"), "decimal": pa.decimal128(20, 2), "fixed": pa.binary(2),
+    "choice": pa.dictionary(pa.int32(), pa.string()), "nothing": pa.null(),
+    "list": pa.list_(pa.int16()), "struct": pa.struct([("a", pa.int64()), ("b", pa.string())]),
+    "map": pa.map_(pa.string(), pa.list_(pa.float64())),
+}  # fmt: skip
+PARQUET_CODECS = ("none", "snappy", "gzip", "zstd", "brotli", "lz4")
+
+
+def column(kind: pa.DataType, values: Sequence[int | None]) -> pa.Array:
+    """Whatever the type makes of small numbers."""
+
+    def made(value: int, kind: pa.DataType) -> Any:
+        if pa.types.is_list(kind):
+            return [made(value, kind.value_type)] * (value % 3)
+        if pa.types.is_struct(kind):
+            return {field.name: made(value, field.type) for field in kind}
+        if pa.types.is_map(kind):
+            return [("k", made(value, kind.item_type))]
+        if pa.types.is_dictionary(kind):
+            return f"choice {value % 4}"
+        if kind == pa.bool_():
+            return bool(value % 2)
+        if kind in (pa.string(), pa.string_view()):
+            return f"naïve {value}"
+        if kind in (pa.binary(), pa.binary(2)):
+            return bytes([value, 255])
+        return None if kind == pa.null() else value
+
+    chosen = [None if value is None else made(value, kind) for value in values]
+    if pa.types.is_dictionary(kind):
+        return pa.array(chosen, kind.value_type).dictionary_encode()
+    return pa.array(chosen, kind)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.none() | st.integers(0, 200), max_size=12),
+    st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=6, unique=True),
+    ENDS,
+    st.sampled_from(CARRIES),
+    st.sampled_from(PARQUET_CODECS),
+    st.sampled_from([1, 5, 1 << 16]),
+)
+def test_parquet(
+    values: list[int | None],
+    names: list[str],
+    ends: tuple[int, ...],
+    carry: Carry,
+    codec: str,
+    group_rows: int,
+) -> None:
+    table = pa.table({name: column(COLUMNS[name], values) for name in names})
+    table = table.replace_schema_metadata({"owner": "a team"})
+    check_parquet(table, ends, carry, group_rows, compression=codec)
+
+
+def check_parquet(
+    table: pa.Table, ends: tuple[int, ...], carry: Carry, group_rows: int, **options: Any
+) -> None:
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_GROUP_ROWS", group_rows)
+        path = Path(name) / "in.parquet"
+        pq.write_table(table, path, **options)
+        for data in (path.read_bytes(), out := check(parquet_run(path, carry, ends))):
+            footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+            struct, size = parse(footer)
+            assert (spelled(struct), size) == (footer, len(footer))
+        read = pq.read_table(io.BytesIO(out))
+        expected = pq.read_table(path, coerce_int96_timestamp_unit="us")
+        assert read.select(table.column_names).to_pylist() == expected.to_pylist()
+        assert read["score"].to_pylist() == scored(0, len(table))["score"].to_pylist()
+
+
+def parquet_run(path: Path, carry: Carry, ends: tuple[int, ...]) -> Run:
+    return Run(parquet, parquet.open_reader(source_of(str(path)), Dialect(), False), carry, ends)
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+def test_int96_and_many_row_groups(carry: Carry) -> None:
+    """Lists of more than 14 elements are spelled in another way."""
+    table = pa.table({"at": column(pa.timestamp("us"), range(99))})
+    check_parquet(table, tuple(range(3, 99, 3)), carry, 2, use_deprecated_int96_timestamps=True)
 
 
 TABLE = {

@@ -21,10 +21,12 @@ from batchpredict.data.arrow_types import (
     without_views,
 )
 from batchpredict.data.conversion import as_json, as_text, fits_parquet
+from batchpredict.data.parquet_joining import joined
 from batchpredict.data.records import (
     BLOCK_BYTES,
     Dialect,
     Layout,
+    Part,
     Reader,
     Records,
     Reject,
@@ -61,6 +63,11 @@ def open_reader(
 def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
     """A writer that keeps the origin's schema, metadata and codec unless `carry` is "value"."""
     return ParquetWriter(sink, layout)
+
+
+def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+    """See FormatModule.join."""
+    return joined(parts)
 
 
 class ParquetReader:
