@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from batchpredict.data import parquet
 from batchpredict.data.records import Carry, Dialect, Layout, Records, Selection, take
 from batchpredict.data.sources import source_of
+from batchpredict.data.thrift_compact import parse, spelled
 from batchpredict.errors import InputInvalid, OutputWriteFailed, UsageError
 
 ADDED = pa.schema([("prediction", pa.string()), ("score", pa.float32())])
@@ -348,3 +349,117 @@ def test_a_block_ends_where_the_file_says_not_where_it_is_read(tmp_path: Path) -
     assert list(itertools.chain(*(b.columns["n"].to_pylist() for b in blocks))) == [*range(50_000)]
     assert [n for b in blocks for n in b.rows.tolist()] == [*range(1, 50_001)]
     assert 1 < len(blocks) < 20
+
+
+# --- shards
+
+
+def described(records: Records) -> tuple[Any, ...]:
+    """Everything there is to know of a block of rows."""
+    columns = (records.columns.to_pylist(), records.kept.to_pylist(), records.raw.to_pylist())
+    numbers = (records.rows.tolist(), records.weight.tolist())
+    return repr(columns), numbers, records.rejects, records.breaks
+
+
+def read_by_shards(path: Path, dialect: Dialect, chosen: Selection) -> list[Any]:
+    """What readers give, one for each shard, who stop asking when they have the rows."""
+    found: list[Any] = []
+    for shard in parquet.shards(source_of(str(path)), dialect):
+        left = shard.rows
+        assert left is not None
+        reader = parquet.open_reader(source_of(str(path)), dialect, False)
+        for records in reader.records(chosen, shard) if left else ():
+            found.append(described(records))
+            left -= len(records) + len(records.rejects)
+            if not left:
+                break
+        assert left == 0
+    return found
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    groups=st.lists(st.integers(0, 40), max_size=8),
+    size=st.sampled_from([1, 400, 1500, 1 << 20]),
+    block=st.integers(1, 50),
+    names=st.lists(
+        st.sampled_from(sorted({*COLUMNS} - {"view", "views", "runs"})),  # cannot be taken from
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ),
+)
+def test_a_shard_read_alone_gives_what_reading_all_gives(
+    groups: list[int], size: int, block: int, names: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    rows = sum(groups)
+    table = pa.table({name: COLUMNS[name] for name in names}).take(
+        pa.array([3 * i % 3 + i % 2 for i in range(rows)], pa.int64())
+    )
+    write_groups(path, table.append_column("text\n", texts(rows)), groups)
+    chosen = Selection(("text\n", names[0]), (), "record")
+    dialect = Dialect(shard_bytes=size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_MOST_BLOCK_ROWS", block)
+        reader = parquet.open_reader(source_of(str(path)), dialect, False)
+        whole = [described(records) for records in reader.records(chosen)]
+        assert read_by_shards(path, dialect, chosen) == whole
+    shards = list(parquet.shards(source_of(str(path)), dialect))
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert sum(shard.rows or 0 for shard in shards) == rows
+    assert [shard.row for shard in shards[1:]] == [row for *_, breaks in whole for row in breaks]
+    if size == 1 and rows:
+        assert [shard.rows for shard in shards] == [count for count in groups if count]
+        assert [groups[shard.start] for shard in shards] == [shard.rows for shard in shards]
+    if size == 1 << 20:
+        assert len(shards) == 1
+
+
+def texts(rows: int) -> pa.StringArray:
+    """Some are none; each row weighs something else."""
+    spelled = [b"\xff" if i % 7 == 3 else b"x" * (i % 90) for i in range(rows)]
+    return pa.array(spelled, pa.binary()).view(pa.string())
+
+
+def write_groups(path: Path, table: pa.Table, groups: list[int]) -> None:
+    first = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for count in groups:
+            writer.write_table(table.slice(first, count))
+            first += count
+
+
+def test_shards_are_as_many_row_groups_as_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"t": pa.array(range(1000), pa.int64())})
+    write_groups(path, table, [100] * 10)
+    metadata = pq.ParquetFile(path).metadata
+    size = metadata.row_group(0).total_byte_size
+    assert {metadata.row_group(i).total_byte_size for i in range(10)} == {size}
+    for most, rows in ((size, 100), (size + 1, 200), (3 * size, 300), (20 * size, 1000)):
+        shards = list(parquet.shards(source_of(str(path)), Dialect(shard_bytes=most)))
+        assert [shard.row for shard in shards] == list(range(1, 1001, rows))
+        assert [shard.start for shard in shards] == list(range(0, 10, rows // 100))
+        assert sum(shard.rows or 0 for shard in shards) == 1000
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be read from a pipe"):
+        list(parquet.shards(source_of(str(tmp_path / "pipe")), Dialect()))
+
+
+@pytest.mark.parametrize("stated", [41, 1000])
+def test_fewer_rows_than_the_footer_states_are_damage(stated: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"t": pa.array(range(80), pa.int64())})
+    write_groups(path, table, [40, 40])
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    footer, _ = parse(data[-8 - size : -8])
+    footer.get(4).elements[0].put(3, stated)
+    changed = spelled(footer)
+    ending = changed + len(changed).to_bytes(4, "little") + b"PAR1"
+    path.write_bytes(data[: -8 - size] + ending)
+    for most in (1, 1 << 20):
+        reader = parquet.open_reader(source_of(str(path)), Dialect(shard_bytes=most), False)
+        with pytest.raises(InputInvalid, match="the Parquet data is damaged"):
+            list(reader.records(Selection((), (), "record")))

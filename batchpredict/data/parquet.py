@@ -24,6 +24,7 @@ from batchpredict.data.conversion import as_json, as_text, fits_parquet
 from batchpredict.data.parquet_joining import joined
 from batchpredict.data.records import (
     BLOCK_BYTES,
+    WHOLE,
     Dialect,
     Layout,
     Part,
@@ -31,6 +32,7 @@ from batchpredict.data.records import (
     Records,
     Reject,
     Selection,
+    Shard,
     Source,
     Writer,
 )
@@ -65,16 +67,28 @@ def open_writer(sink: BinaryIO, layout: Layout) -> Writer:
     return ParquetWriter(sink, layout)
 
 
+def shards(source: Source, dialect: Dialect) -> Iterator[Shard]:
+    """See FormatModule.shards: from the footer alone. Raises what opening a reader does."""
+    yield from (shard for shard, _ in ParquetReader(source, dialect).shards)
+
+
 def join(parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
     """See FormatModule.join."""
     return joined(parts)
+
+
+class _WrongCount(ValueError):
+    def __init__(self, groups: range) -> None:
+        super().__init__(
+            f"row groups {groups[0]} to {groups[-1]} have other rows than the footer says"
+        )
 
 
 class ParquetReader:
     """Obeys the Reader protocol.
 
     `codec`: what the first column is compressed with. `stored`: the schema as the file states
-    it; `schema` is the same but for the layout of texts.
+    it; `schema` is the same but for the layout of texts. `shards`: each with its row groups.
     """
 
     complete = True
@@ -102,7 +116,12 @@ class ParquetReader:
         (name, times) = next(iter(Counter(self.schema.names).most_common(1)), ("", 0))
         if times > 1:
             raise InputInvalid(f"{self._name}: has more than one column named {name!r}; rename one")
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
+        counts = [group.num_rows for group in groups]
+        if min(counts, default=0) < 0:
+            raise self._damaged(ValueError("a row group has less than no rows"))
+        self.shards = _shards(sizes, counts, self.dialect.shard_bytes)
         self._row_bytes = max(1, sum(sizes) // max(1, metadata.num_rows))
         self.codec = _DEFAULT_CODEC
         if sizes and metadata.num_columns:
@@ -143,16 +162,18 @@ class ParquetReader:
             f"{self._name}: the Parquet data is damaged ({_line(error)}); fetch the file again"
         )
 
-    def records(self, selection: Selection) -> Iterator[Records]:
-        """The rows, in order; see Reader."""
-        first = 1
+    def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
+        """The rows, in order; see Reader.
+
+        A batch never spans shards: it depends on where reading begins.
+        """
         decoded = selection.kept if selection.carry == "value" else ()
         text = [
             name
             for name in dict.fromkeys((*selection.model, *decoded))
             if holds_text(self.schema.field(name).type)
         ]
-        for whole in self._batches():
+        for first, breaks, whole in self._batches(shard):
             faults = _not_utf8(whole, text)
             good = np.ones(whole.num_rows, np.bool_)
             good[list(faults)] = False
@@ -172,19 +193,32 @@ class ParquetReader:
                     Reject(first + index, None, "invalid_utf8", fault, _spelled(whole, index))
                     for index, fault in faults.items()
                 ),
+                breaks=breaks,
             )
-            first += whole.num_rows
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        rows = min(_MOST_BLOCK_ROWS, max(1, BLOCK_BYTES // self._row_bytes))
+    def _batches(self, begin: Shard) -> Iterator[tuple[int, tuple[int, ...], pa.RecordBatch]]:
+        """Batches of one shard each, with the number of the first row and `Records.breaks`."""
         file = self._open()
         try:
-            for batch in file.iter_batches(batch_size=rows, use_threads=False):
-                yield from _fitting(batch if batch.schema == self.schema else self._cast(batch))
+            for shard, groups in self.shards[begin.number :]:
+                row, left = shard.row, shard.rows or 0
+                for batch in self._batches_of(file, groups):
+                    left -= batch.num_rows
+                    if left < 0:
+                        raise self._damaged(_WrongCount(groups))
+                    yield row, (row,) if shard.number and row == shard.row else (), batch
+                    row += batch.num_rows
+                if left:
+                    raise self._damaged(_WrongCount(groups))
         except _DAMAGE as error:
             raise self._damaged(error) from error
         finally:
             file.close()
+
+    def _batches_of(self, file: pq.ParquetFile, groups: range) -> Iterator[pa.RecordBatch]:
+        rows = min(_MOST_BLOCK_ROWS, max(1, BLOCK_BYTES // self._row_bytes))
+        for batch in file.iter_batches(rows, row_groups=groups, use_threads=False):
+            yield from _fitting(batch if batch.schema == self.schema else self._cast(batch))
 
     def _cast(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = [
@@ -196,6 +230,27 @@ class ParquetReader:
     def original(self, raw: pa.Array, index: int) -> bytes | Mapping[str, Any]:
         """The record as JSON has it: dates and decimals as text, bytes as base64."""
         return _spelled(pa.RecordBatch.from_struct_array(raw.slice(index, 1)), 0)
+
+
+def _shards(
+    sizes: Sequence[int], counts: Sequence[int], shard_bytes: int
+) -> list[tuple[Shard, range]]:
+    """Each shard with the numbers of its row groups; those without rows belong to any."""
+    found: list[tuple[Shard, range]] = []
+    start = size = rows = 0
+    row = 1
+    for number, count in enumerate(counts):
+        if not count:
+            continue
+        start = start if rows else number
+        size += sizes[number]
+        rows += count
+        if size >= shard_bytes:
+            found.append((Shard(len(found), start, row, rows=rows), range(start, number + 1)))
+            row, size, rows = row + rows, 0, 0
+    if rows or not found:
+        found.append((Shard(len(found), start, row, rows=rows), range(start, len(counts))))
+    return found
 
 
 def _read_one(file: pq.ParquetFile) -> None:
