@@ -54,7 +54,8 @@ def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:
             else scheduling.listed()
         )
         return 0
-    name = scheduling.check_name(own["name"]) if own["name"] else None
+    is_named = own["name"] is not None
+    name = scheduling.check_name(own["name"]) if is_named else None
     name = name or scheduling.name_of(ctx.meta.get(JOB_FILE), options["input_file"] or ("",))
     if own["remove"]:
         removed = scheduling.remove_units if own["systemd"] else scheduling.remove_entry
@@ -62,11 +63,8 @@ def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:
         return 0
     planned = _planned(ctx, when, options, {**own, "name": name})
     if own["install"]:
-        _say(
-            scheduling.install_units(planned)
-            if own["systemd"]
-            else scheduling.install_entry(planned, own["name"] is not None)
-        )
+        install = scheduling.install_units if own["systemd"] else scheduling.install_entry
+        _say(install(planned, is_named))
     elif own["systemd"]:
         for file, text in planned.units().items():
             click.echo(f"# {units.directory() / file}\n{text}")

@@ -213,6 +213,25 @@ def test_an_entry_is_known_by_its_name() -> None:
     assert crontab.without_entry(changed, "a").startswith(disabled)
 
 
+def test_a_crontab_with_carriage_returns() -> None:
+    """As an editor of another system leaves it: cron runs such an entry, so it is ours still."""
+    entry = crontab.line(NOON, Call("x", ["/bin/true"], []), "/tmp/x.log")
+    lines = [
+        b"MAILTO=me\r",
+        b"",
+        b"0 1 * * * odd \r\r",
+        os.fsencode(entry) + b"\r",
+        b"# end\r",
+        b"",
+    ]
+    before = b"\n".join(lines)
+    assert crontab.entries(before) == {"x": entry}
+    assert crontab.with_entry(before, "x", entry) == before
+    changed = crontab.with_entry(before, "x", "@daily" + entry.removeprefix("0 12 * * *"))
+    assert changed == before.replace(b"\n0 12 * * *", b"\n@daily")
+    assert crontab.without_entry(before, "x") == b"\n".join([*lines[:3], *lines[4:]])
+
+
 # --- the command
 
 STAND_IN = """#!/bin/sh
@@ -457,6 +476,81 @@ def test_units_written_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (place / names[2]).unlink()
     assert len(list(schedule.remove_units("drop"))) == 5
     assert list(place.iterdir()) == []
+
+
+def job_of(place: Path, option: str, name: str = "drop") -> schedule.Schedule:
+    return schedule.Schedule(NOON, Call(name, [str(place / "b p"), "predict", option], []))
+
+
+@pytest.mark.parametrize("option", ["--job=/etc/drop.toml", '--input_file=/a $b/100% "x\\.csv'])
+def test_units_of_another_job_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    one, other = job_of(tmp_path, option), job_of(tmp_path, "--input_file=/b/drop.csv")
+    list(schedule.install_units(one, is_named=False))
+    assert next(schedule.install_units(one, is_named=False)).startswith("all there already")
+    file = units.directory() / "batchpredict-drop.service"
+    before = file.read_bytes()
+    with pytest.raises(UsageError) as error:
+        list(schedule.install_units(other, is_named=False))
+    assert f"batchpredict-drop.service runs {one.call.arguments[-1]}; " in str(error.value)
+    assert "--name=OTHER" in str(error.value)
+    assert file.read_bytes() == before
+    list(schedule.install_units(other, is_named=True))
+    assert "/b/drop.csv" in file.read_text()
+
+
+def test_a_name_that_follows_from_another_job(desk: Desk) -> None:
+    """The same with cron and with systemd."""
+    (desk.place / "b").mkdir()
+    (desk.place / "b" / "nightly.toml").write_bytes((desk.place / "nightly.toml").read_bytes())
+    for more in ((), ("--systemd",)):
+        first, second = (
+            ("0 2 * * *", f"--job={job}", "--install", *more)
+            for job in ("nightly.toml", "b/nightly.toml")
+        )
+        assert desk.run(*first, XDG_CONFIG_HOME=str(desk.place)).returncode == 0
+        refused = desk.run(*second, XDG_CONFIG_HOME=str(desk.place))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"runs --job={desk.place}/nightly.toml; choose a name" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+def enable(kind: str, target: str) -> Path:
+    """As systemctl does."""
+    link = units.directory() / f"{kind}.target.wants" / Path(target).name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    return link
+
+
+def test_what_was_enabled_is_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without systemctl, and where the units are gone but for the links."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = units.directory()
+    for is_gone in (False, True):
+        list(schedule.install_units(planned(tmp_path)))
+        links = [
+            enable("timers", str(place / "batchpredict-drop.timer")),
+            enable("paths", "../batchpredict-drop.path"),
+        ]
+        others = [
+            enable("timers", str(place / f"batchpredict-a-drop{is_gone}.timer")),
+            enable("default", "/etc/systemd/user/batchpredict-drop.timer"),
+        ]
+        if is_gone:
+            for file in place.glob("batchpredict-drop.*"):
+                file.unlink()
+        told = list(schedule.remove_units("drop"))
+        assert not any(link.is_symlink() for link in links)
+        assert all(link.is_symlink() for link in others)
+        assert all(f"removed: {link}" in told for link in links)
+        assert told[-2] == "  systemctl --user stop batchpredict-drop.path batchpredict-drop.timer"
+        others[1].unlink()
+    with pytest.raises(UsageError, match="no units drop"):
+        list(schedule.remove_units("drop"))
 
 
 def test_where_files_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from batchpredict.errors import ConfigInvalid, OutputWriteFailed, UsageError
@@ -14,7 +14,8 @@ from batchpredict.ops.timing import Timing
 
 # Ends an entry of ours, where it is a comment of the shell's.
 _MARK = "# batchpredict schedule: "
-_ENTRY = re.compile(rb"[ \t]*[^#\s].* " + _MARK.encode() + rb"([A-Za-z0-9_.-]+)[ \t]*")
+# An editor may have saved it with carriage returns: there that, too, is part of the comment.
+_ENTRY = re.compile(rb"([ \t]*[^#\s].* " + _MARK.encode() + rb"([A-Za-z0-9_.-]+)[ \t]*)(\r?)")
 # Of what stands behind the five fields; Debian's cron refuses 998.
 _MOST_BYTES = 990
 
@@ -61,7 +62,7 @@ def _quoted(text: str) -> str:
 def entries(content: bytes) -> dict[str, str]:
     """Our entries by name, in order."""
     found = (_ENTRY.fullmatch(each) for each in content.split(b"\n"))
-    return {os.fsdecode(each[1]): os.fsdecode(each[0]) for each in found if each}
+    return {os.fsdecode(each[2]): os.fsdecode(each[1]) for each in found if each}
 
 
 def sources(entry: str) -> Sequence[str]:
@@ -70,6 +71,11 @@ def sources(entry: str) -> Sequence[str]:
         words = shlex.split(entry.replace(r"\%", "%"))
     except ValueError:
         return []
+    return sources_of(words)
+
+
+def sources_of(words: Iterable[str]) -> Sequence[str]:
+    """The job file and the inputs among the words of a command, as options."""
     return [word for word in words if word.startswith(("--job=", "--input_file="))]
 
 
@@ -78,7 +84,7 @@ def with_entry(content: bytes, name: str, entry: str) -> bytes:
     lines = content.split(b"\n")
     places = [number for number, each in enumerate(lines) if _is(each, name)]
     if places:
-        lines[places[0]] = os.fsencode(entry)
+        lines[places[0]] = os.fsencode(entry) + (b"\r" if lines[places[0]].endswith(b"\r") else b"")
         for number in reversed(places[1:]):
             del lines[number]
         return b"\n".join(lines)
@@ -92,7 +98,7 @@ def without_entry(content: bytes, name: str) -> bytes:
 
 def _is(each: bytes, name: str) -> bool:
     found = _ENTRY.fullmatch(each)
-    return found is not None and found[1] == name.encode()
+    return found is not None and found[2] == name.encode()
 
 
 def read_crontab() -> bytes:

@@ -132,16 +132,23 @@ def install_entry(schedule: Schedule, is_named: bool = True) -> str:
     name, entry = schedule.call.name, schedule.line()
     before = crontab.read_crontab()
     there = crontab.entries(before).get(name)
-    if there and not is_named and crontab.sources(there) != crontab.sources(entry):
-        raise UsageError(
-            f"the crontab has an entry {name} for another input; choose a name for this one, or "
-            f"replace that one with --name={name}"
-        )
+    if there and not is_named:
+        _check_owner(f"the crontab's entry {name}", schedule.call, crontab.sources(there))
     after = crontab.with_entry(before, name, entry)
     if after == before:
         return f"{name} is in the crontab already"
     crontab.write_crontab(after)
     return f"replaced in the crontab: {there}" if there else f"added to the crontab: {name}"
+
+
+def _check_owner(what: str, call: Call, there: Sequence[str]) -> None:
+    """Raise UsageError where `what` has other sources, `there`, than the call that is installed."""
+    if list(there) != list(crontab.sources_of(call.arguments)):
+        runs = " ".join(there) or "what has no job file and no input"
+        raise UsageError(
+            f"{what} runs {runs}; choose a name for this one (--name=OTHER), or replace that one "
+            f"with --name={call.name}"
+        )
 
 
 def remove_entry(name: str) -> str:
@@ -155,9 +162,16 @@ def remove_entry(name: str) -> str:
     return f"removed from the crontab: {name}"
 
 
-def install_units(schedule: Schedule) -> Iterator[str]:
-    """Write the units; what was done, and what is left to do. Raises BatchPredictError."""
+def install_units(schedule: Schedule, is_named: bool = True) -> Iterator[str]:
+    """Write the units; what was done, and what is left to do. Raises BatchPredictError.
+
+    `is_named`: as of `install_entry`.
+    """
     found = schedule.units()
+    service = units.installed_service(schedule.call.name)
+    if service is not None and not is_named:
+        there = crontab.sources_of(units.arguments(service))
+        _check_owner(f"the unit batchpredict-{schedule.call.name}.service", schedule.call, there)
     changed = units.install(found)
     yield from (f"written: {file}" for file in changed)
     if not changed:
@@ -176,7 +190,7 @@ def remove_units(name: str) -> Iterator[str]:
         others = ", ".join(units.names()) or "none"
         raise UsageError(f"no units {name} in {units.directory()}; there are: {others}")
     yield from (f"removed: {file}" for file in gone)
-    active = " ".join(file.name for file in gone if file.suffix != ".service")
+    active = " ".join(dict.fromkeys(file.name for file in gone if file.suffix != ".service"))
     yield "what is active already ends with:"
     yield f"  systemctl --user stop {active}"
     yield "  systemctl --user daemon-reload"

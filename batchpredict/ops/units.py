@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batchpredict.data.drafts import write_durably
@@ -16,6 +16,7 @@ _HEAD = "# Written by batchpredict schedule.\n"
 _PREFIX = "batchpredict-"
 # Behind these a word is read to its end as it is.
 _PLAIN = re.compile(r"[\w@%+=:,./{}~^-]+")
+_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 
 # systemd's own limit is five starts within ten seconds.
 _NO_START_LIMIT = (
@@ -116,6 +117,18 @@ def _quoted(text: str, dollar: str = "$$") -> str:
     return f'"{escaped}"'
 
 
+def arguments(service: str) -> Sequence[str]:
+    """What the program of a service of ours is given; of one that was edited, something else."""
+    (command, *_) = [*re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE), ""]
+    return [_unquoted(word) for word in _WORD.findall(command)[1:]]
+
+
+def _unquoted(word: str) -> str:
+    if word.startswith('"'):
+        word = re.sub(r"\\(.)", r"\1", word[1:-1])
+    return word.replace("%%", "%").replace("$$", "$")
+
+
 def directory() -> Path:
     """Where a user's own units are."""
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111
@@ -142,17 +155,39 @@ def install(found: Mapping[str, str]) -> Sequence[Path]:
 
 
 def remove(name: str) -> Sequence[Path]:
-    """Delete the units of this name; those that were there. Raises OutputNotCreatable."""
+    """Delete the units of this name and what starts them; the files that were there.
+
+    Raises OutputNotCreatable.
+    """
     files = [directory() / f"{_PREFIX}{name}.{kind}" for kind in ("path", "timer", "service")]
     there = [file for file in files if file.exists()]
     for file in there:
         _check_ours(file)
+    # The links first: while a unit is there, so is what is called to remove the rest.
+    there = [*_enabled(files), *there]
     for file in there:
         try:
             file.unlink()
         except OSError as error:
             raise OutputNotCreatable(f"{file}: {(error.strerror or '').lower()}") from error
     return there
+
+
+def _enabled(files: Sequence[Path]) -> Iterator[Path]:
+    """The links that `systemctl --user enable` has made to `files`, which may be gone already."""
+    places = [*directory().glob("*.wants"), *directory().glob("*.requires")]
+    for file in files:
+        links = (place / file.name for place in sorted(places))
+        yield from (
+            each for each in links if each.is_symlink() and each.resolve() == file.resolve()
+        )
+
+
+def installed_service(name: str) -> str | None:
+    """The service of this name, None where there is none. Raises OutputNotCreatable: not ours."""
+    file = directory() / f"{_PREFIX}{name}.service"
+    _check_ours(file)
+    return _read(file)
 
 
 def names() -> Sequence[str]:
