@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -34,6 +34,9 @@ from batchpredict.options import (
 )
 from batchpredict.run.current import one_run
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
+
+if TYPE_CHECKING:
+    from batchpredict.request import Request
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -163,7 +166,7 @@ def predict(
     bar = False if quiet else options["progress"]
     del options["progress"]
     if options["dry_run"]:
-        return _rehearse(read_request(options, today).jobs())
+        return _rehearse(read_request(options, today))
     metrics_dir = metrics_dir and place_of_run(metrics_dir, options, today)
     with monitored(task_name(*named_paths(ctx)), Targets(metrics_dir, ping_url)) as watched:
         request = read_request(options, today)
@@ -189,14 +192,18 @@ def predict(
         return code
 
 
-def _rehearse(jobs: Sequence[Job]) -> int:
+def _rehearse(request: Request) -> int:
     from batchpredict.log import logger
 
+    jobs = request.jobs()
     with light_imports():
+        from batchpredict.ops import backfill
         from batchpredict.run import runner
 
     with deferred():
-        for line in (line for job in jobs for line in runner.rehearse(job)):
+        if request.ranged:
+            return backfill.rehearse(jobs, runner.rehearse)
+        for line in runner.rehearse(jobs[0]):
             logger.info("%s", line)
     return 0
 

@@ -72,10 +72,13 @@ def _days(options: dict[str, Any], today: date) -> tuple[Sequence[date], bool]:
     chosen, first, last = (options.pop(name) for name in ("date", "from", "to"))
     given = [each for each in (chosen, first, last) if each is not None]
     if given and not any(_dated(options[name]) for name in _DATED):
-        name = "date" if chosen is not None else "from"
         raise UsageError(
-            f"--{name}: no name of a file has a date in it, such as users_{{date}}.csv; put one "
-            f"in, or leave --{name} out"
+            "--date: no name of a file has a date in it, such as users_{date}.csv; put one in, or "
+            "leave --date out"
+            if chosen is not None
+            else "--from and --to: no name of a file has a date in it, so each day would score the "
+            "same again; put {date} into --input_file (users_{date}.csv), or leave --from and --to "
+            "out"
         )
     if first is None and last is None:
         return [today if chosen is None else parse_day("date", chosen, today)], False

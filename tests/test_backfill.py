@@ -116,6 +116,57 @@ class TestRange:
             backfill(jobs_of(model, 2, output_file="-"), score)
         assert not Path("o.csv").exists()
 
+    def test_one_file_on_two_days(self, model: Path) -> None:
+        """Whether it is there or not, and in one output or in two of them."""
+        first = Job(input_file=("2026-11.csv",), model=str(model), date="2026-11-01")
+        days = [first, replace(first, date="2026-11-02")]
+        told = r"--input_file=2026-11\.csv: is the same on 2026-11-01 and on 2026-11-02"
+        with pytest.raises(UsageError, match=told):
+            backfill(days, score)
+        Path("2026-11.csv").write_text(ROWS)
+        days = [replace(day, receipt_file=f"{day.date}.json") for day in days]
+        with pytest.raises(UsageError, match=told):
+            backfill(days, score)
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"output_file": "o.csv"}, r"--output_file=o\.csv: .* both write o\.csv,"),
+            ({"output_dir": "out"}, r"--output_dir=out: .* both write out/a\.csv,"),
+            ({"rejects_file": "r"}, r"--rejects_file=r: .* both write r,"),
+        ],
+    )
+    def test_the_option_that_needs_a_date(
+        self, model: Path, options: dict[str, Any], told: str
+    ) -> None:
+        jobs = jobs_of(model, 2, **options)
+        for number, job in enumerate(jobs):
+            place = Path(str(job.date))
+            place.mkdir()
+            (place / "a.csv").write_text(ROWS)
+            jobs[number] = replace(job, input_file=(str(place / "a.csv"),))
+        with pytest.raises(UsageError, match=told):
+            backfill(jobs, score)
+
+    def test_a_rehearsal_goes_on_as_the_range_does(self, model: Path, tmp_path: Path) -> None:
+        for day in (1, 3):
+            Path(f"u_2026-11-0{day}.csv").write_text(ROWS)
+        command = (
+            "--input_file=u_{date}.csv", "--from=2026-11-01", "--to=2026-11-04",
+            f"--model={model}", "--no_tuning",
+        )  # fmt: skip
+        done = commands.run(*command, "--dry_run", cwd=tmp_path)
+        assert done.returncode == 66
+        lines = [line.split(maxsplit=4)[4] for line in done.stdout.decode().splitlines()]
+        assert [line.split()[4:] for line in lines[-5:-1]] == [
+            ["0", "would", "be", "scored"], ["66", "input", "missing"],
+            ["0", "would", "be", "scored"], ["66", "input", "missing"],
+        ]  # fmt: skip
+        assert lines[-1] == "4 days: 2 would be scored, 0 left alone, 2 failed"
+        assert "2026-11-03.csv: dry run: 2 rows read" in done.stdout.decode()
+        assert done.stderr.decode().count("no such file") == 2
+        assert not [*tmp_path.glob("*.scored.*")]
+
     def test_the_days_are_not_waited_for(self, model: Path) -> None:
         seen: list[Job] = []
 

@@ -158,7 +158,10 @@ class TestRequest:
         ("given", "words"),
         [
             ({"date": "2026-01-01", "input_file": ("a.csv",)}, "no name of a file has a date"),
-            ({"from": "2026-01-01", "to": "today", "input_file": ("a.csv",)}, "--from: no name"),
+            (
+                {"from": "2026-01-01", "to": "today", "input_file": ("a.csv",)},
+                "--from and --to: no name",
+            ),
             ({"from": "2026-01-01"}, "go together"),
             ({"to": "2026-01-01"}, "go together"),
             ({"from": "today", "to": "yesterday"}, "is after"),
