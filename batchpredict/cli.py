@@ -25,6 +25,7 @@ from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
 from batchpredict.options import (
     JOB_FILE,
+    Place,
     input_options,
     lock_option,
     logging_options,
@@ -215,6 +216,7 @@ def _rehearse(request: Request) -> int:
 @input_options
 @click.option(
     "--compare_precision",
+    type=Place(),
     metavar="FILE",
     help="Instead, what each precision gives and costs on the first rows of FILE.",
 )
@@ -256,8 +258,13 @@ def inspect(
 @cli.command()
 @predict_options
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="For all of it.")
-@click.option("--svg", metavar="FILE", help="Draw the curve into FILE.")
-@click.option("--write_job", metavar="FILE", help="Make a job file with these options and sizes.")
+@click.option("--svg", type=Place(), metavar="FILE", help="Draw the curve into FILE.")
+@click.option(
+    "--write_job",
+    type=Place(),
+    metavar="FILE",
+    help="Make a job file with these options and sizes.",
+)
 def tune(
     seconds: float,
     svg: str | None,
@@ -302,15 +309,17 @@ def tune(
 @click.argument("receipt")
 @click.option(
     "--input_file",
+    type=Place(),
     metavar="PATH",
     help="The mended rejects; default: the rejects file of the run, mended in place.",
 )
 @click.option(
     "--output_file",
+    type=Place(),
     metavar="PATH",
     help="Where all rows go; default: the output of the run is replaced.",
 )
-@click.option("--model", metavar="PATH", help="Where the model of the run is now.")
+@click.option("--model", type=Place(), metavar="PATH", help="Where the model of the run is now.")
 @lock_option
 @click.option("--dry_run", is_flag=True, help="Every check, but no scoring and no writing.")
 @logging_options

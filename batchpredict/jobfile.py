@@ -83,7 +83,7 @@ def _is_of_store(model: str, path: str, has_store: bool) -> bool:
 
 
 def _resolved(directory: Path, path: str) -> str:
-    if path == "-" or "://" in path:
+    if path in ("", "-") or "://" in path:  # one that is empty is refused as the option's value
         return path
     return os.path.join(escape(str(directory)), os.path.expanduser(path))  # noqa: PTH111, PTH118
 

@@ -11,7 +11,14 @@ import click
 from batchpredict.errors import BatchPredictError
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
-from batchpredict.options import Pairs, access_options, input_options, store_option, store_options
+from batchpredict.options import (
+    Pairs,
+    Place,
+    access_options,
+    input_options,
+    store_option,
+    store_options,
+)
 
 
 @click.group()
@@ -29,12 +36,18 @@ def models() -> None:
 )
 @click.option(
     "--sample",
+    type=Place(),
     metavar="FILE",
     required=True,
     help="Rows on which the variant is compared with MODEL, in any format that is scored.",
 )
 @click.option(
-    "-o", "--output", metavar="DIR", required=True, help="The new model directory; must not exist."
+    "-o",
+    "--output",
+    type=Place(),
+    metavar="DIR",
+    required=True,
+    help="The new model directory; must not exist.",
 )
 @click.option(
     "--min_agreement",

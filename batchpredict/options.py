@@ -24,21 +24,32 @@ class _Lines(click.ParamType[Any]):
     """A text; an environment variable for a repeatable option holds one a line."""
 
     name = "text"
-    envvar_list_splitter = "\n"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line for line in rv.split("\n") if line]
 
 
-class _Path(_Lines):
-    """A path; the devices' names of standard input and output are other spellings of "-"."""
+class Place(_Lines):
+    """A path, an address or a name of a place, of which none is empty.
+
+    Where a script's variable was not set, `--output_dir=$OUT` would go somewhere else. An empty
+    variable of the environment is none: click says so.
+    """
 
     name = "path"
 
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> str:
-        return "-" if value in ("/dev/stdin", "/dev/stdout") else str(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "":
+            self.fail("is empty; give it a value, or leave it out", param, ctx)
+        return str(value)
+
+
+class _File(Place):
+    """A path; the devices' names of standard input and output are other spellings of "-"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = super().convert(value, param, ctx)
+        return "-" if name in ("/dev/stdin", "/dev/stdout") else name
 
 
 class _Names(click.ParamType[Any]):
@@ -167,6 +178,7 @@ lock_option = _option(
 )
 job_option = click.option(
     "--job",
+    type=Place(),
     is_eager=True,
     expose_value=False,
     envvar="BATCHPREDICT_JOB",
@@ -176,18 +188,25 @@ job_option = click.option(
 )
 model_option = _option(
     "model",
+    type=Place(),
     help="A .onnx file, a model directory, NAME, NAME@ALIAS or NAME@VERSION of the model store, or "
     "s3://BUCKET/FOLDER/; without it, the bundled example.",
     metavar="MODEL",
 )
 access_options = _options(
-    _option("endpoint_url", metavar="URL", help="Of an S3 store that is not AWS."),
+    _option("endpoint_url", type=Place(), metavar="URL", help="Of an S3 store that is not AWS."),
     _option(
-        "service", metavar="NAME", help="Which object store of VCAP_SERVICES, if it has several."
+        "service",
+        type=Place(),
+        metavar="NAME",
+        help="Which object store of VCAP_SERVICES, if it has several.",
     ),
 )
 store_option = _option(
-    "model_store", metavar="PATH", help="Where models are: s3://BUCKET/FOLDER/ or a directory."
+    "model_store",
+    type=Place(),
+    metavar="PATH",
+    help="Where models are: s3://BUCKET/FOLDER/ or a directory.",
 )
 store_options = _options(
     store_option,
@@ -216,21 +235,23 @@ input_options = _options(
 file_options = _options(
     _option(
         "input_file",
-        type=_Path(),
+        type=_File(),
         multiple=True,
         metavar="PATH",
         help="Path, glob, directory, or - for standard input; repeatable.",
     ),
     _option(
         "output_file",
-        type=_Path(),
+        type=_File(),
         metavar="PATH",
         help="Where scored rows go; - for standard output.",
     ),
-    _option("output_dir", metavar="DIR", help="Where the outputs of several inputs go."),
+    _option(
+        "output_dir", type=Place(), metavar="DIR", help="Where the outputs of several inputs go."
+    ),
     _option("output_format", type=_FORMATS, help="Instead of the output's suffix or the input's."),
-    _option("rejects_file", metavar="PATH", help="Instead of OUTPUT.rejects.jsonl."),
-    _option("receipt_file", metavar="PATH", help="Instead of OUTPUT.receipt.json."),
+    _option("rejects_file", type=Place(), metavar="PATH", help="Instead of OUTPUT.rejects.jsonl."),
+    _option("receipt_file", type=Place(), metavar="PATH", help="Instead of OUTPUT.receipt.json."),
 )
 date_options = _options(
     _option(
@@ -276,7 +297,12 @@ scoring_options = _options(
         help="A row that cannot be scored: rejects file, empty prediction, or end of the run.",
     ),
     _option("max_rejects", help="Rows (100) or share (5%) beyond which nothing is published."),
-    _option("baseline", metavar="RECEIPT", help="The run that predictions are compared with."),
+    _option(
+        "baseline",
+        type=Place(),
+        metavar="RECEIPT",
+        help="The run that predictions are compared with.",
+    ),
     _option(
         "max_drift",
         type=float,
@@ -335,10 +361,16 @@ logging_options = _options(
 # Of the run, not of the job: they are in no receipt, where an address for pings would be read.
 monitoring_options = _options(
     _option(
-        "metrics_dir", metavar="DIR", help="Keep a Prometheus text file about the last run there."
+        "metrics_dir",
+        type=Place(),
+        metavar="DIR",
+        help="Keep a Prometheus text file about the last run there.",
     ),
     _option(
-        "ping_url", metavar="URL", help="Tell healthchecks.io, or the like, of start and exit."
+        "ping_url",
+        type=Place(),
+        metavar="URL",
+        help="Tell healthchecks.io, or the like, of start and exit.",
     ),
 )
 predict_options = _options(

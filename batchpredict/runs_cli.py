@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batchpredict.options import Place
+
 if TYPE_CHECKING:
     from batchpredict.ops.runs import Found
 
@@ -77,6 +79,7 @@ def show(run: str, folders: tuple[str, ...], as_json: bool) -> int:
 @click.option(
     "--output_file",
     "-o",
+    type=Place(),
     metavar="PATH",
     default="report.html",
     show_default=True,

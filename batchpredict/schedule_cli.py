@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from batchpredict.errors import ConfigInvalid, UsageError
-from batchpredict.options import JOB_FILE, OF_THE_RUN, predict_options
+from batchpredict.options import JOB_FILE, OF_THE_RUN, Place, predict_options
 
 _ARGUMENTS = "batchpredict.arguments"
 # Not of predict.
@@ -33,7 +33,9 @@ class _Kept(click.Command):
 @click.option("--list", is_flag=True, help="Show the entries in your crontab.")
 @click.option("--systemd", is_flag=True, help="A service and a timer instead of a crontab entry.")
 @click.option("--on_arrival", is_flag=True, help="With --systemd: when a file arrives, too.")
-@click.option("--log_file", metavar="PATH", help="Where the log grows. [~/NAME.log; journal]")
+@click.option(
+    "--log_file", type=Place(), metavar="PATH", help="Where the log grows. [~/NAME.log; journal]"
+)
 @predict_options
 @click.pass_context
 def schedule(ctx: click.Context, /, when: str | None, **options: Any) -> int:

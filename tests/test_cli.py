@@ -502,6 +502,57 @@ def test_job_file_that_is_wrong(
     assert all(word in line for word in ("night.toml", *words)), line
 
 
+PLACES = sorted({*PATHS, "job", "endpoint_url", "service", "ping_url"})
+
+
+@pytest.mark.parametrize("option", PLACES)
+def test_a_place_that_is_empty(
+    invoke: Invoke, model: Path, data: Path, option: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Wrong usage, but for an environment variable: there it is none."""
+    given = {"input_file": f"--input_file={data}", "model": f"--model={model}"}
+    done = invoke(*given.values(), f"--{option}=")
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert f"--{option}'" in line
+    assert "is empty" in line
+    if option != "job":
+        (tmp_path / "night.toml").write_text(f'{option} = ""\n')
+        arguments = [text for name, text in given.items() if name != option]
+        done = invoke("--job=night.toml", *arguments)
+        assert (done.code, done.err.count("\n"), "night.toml: " in done.err) == (78, 1, True)
+    monkeypatch.setenv(f"BATCHPREDICT_{option.upper()}", "")
+    assert invoke(*given.values(), "--quiet").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".toml") == [
+        "data.csv", "data.scored.csv", "data.scored.csv.receipt.json",
+    ]  # fmt: skip
+
+
+def test_an_empty_line_of_a_variable_is_no_input(
+    invoke: Invoke, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHPREDICT_INPUT_FILE", f"{data}\n\n")
+    assert invoke(f"--model={model}").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("schedule", "@daily", "--log_file="), ("tune", "--svg="), ("tune", "--write_job="),
+        ("retry", "r.json", "--output_file="), ("retry", "r.json", "--input_file="),
+        ("retry", "r.json", "--model="), ("report", ".", "--output_file="),
+        ("models", "optimize", "m", "--precision=int8", "--sample=s", "--output="),
+        ("inspect", "m", "--compare_precision="),
+    ],
+)  # fmt: skip
+def test_other_commands_take_no_empty_place_either(
+    invoke: Invoke, arguments: tuple[str, ...]
+) -> None:
+    done = invoke(*arguments)
+    assert (done.code, "is empty" in done.err) == (2, True)
+
+
 def test_every_command_is_listed_and_there(invoke: Invoke) -> None:
     listed = re.findall(r"(?m)^  ([a-z]+)  ", invoke("--help").out.split("Commands:")[1])
     assert listed == sorted(listed)
