@@ -161,6 +161,23 @@ def test_a_run_that_fails_at_once(
     assert value(found, "last_success_timestamp_seconds") == 0
 
 
+def test_a_night_without_a_file_that_may_be_missing(predict: Predict, tmp_path: Path) -> None:
+    """It is a success, and told from one that has scored something."""
+    done = predict("--input_file=gone.csv", "--if_missing=skip")
+    assert (done.returncode, done.stderr) == (0, b"")
+    skipped, last = done.stdout.decode().splitlines()
+    assert "skipped: gone.csv: no such file" in skipped
+    assert last.endswith("nothing was there to be scored")
+    found = read(tmp_path / "prom")
+    ended = value(found, "last_run_timestamp_seconds")
+    assert value(found, "last_success_timestamp_seconds") == ended
+    assert value(found, "last_run_status", status="success") == 1
+    assert [value(found, "last_run_inputs", result=of) for of in ("published", "failed")] == [0, 0]
+    rehearsed = predict("--input_file=gone.csv", "--if_missing=skip", "--dry_run")
+    assert (rehearsed.returncode, rehearsed.stderr) == (0, b"")
+    assert rehearsed.stdout.endswith(b"nothing is there to be scored\n")
+
+
 def test_several_inputs_are_added_up(predict: Predict, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "data.csv", tmp_path / "more.csv")
     (tmp_path / "bad.csv").write_text(CSV + 9 * ONE_TOO_MANY)

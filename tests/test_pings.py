@@ -148,6 +148,18 @@ def test_rejects_and_failures(tmp_path: Path, model: Path) -> None:
         assert_kept_secret(tmp_path, done)
 
 
+def test_a_night_without_a_file_that_may_be_missing(tmp_path: Path, model: Path) -> None:
+    with serving(Service()) as service:
+        done = run(
+            "--input_file=gone.csv", "--if_missing=skip", f"--model={model}", cwd=tmp_path,
+            env={"BATCHPREDICT_PING_URL": service.url},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    _, (_, path, body) = service.requests
+    assert urlsplit(path).path == f"/{SECRET}/0"
+    assert b"\nnothing was scored: no input was there" in body
+
+
 def test_a_rehearsal_tells_nobody(tmp_path: Path, model: Path) -> None:
     with serving(Service()) as service:
         assert predict(tmp_path, model, service.url, "--dry_run").returncode == 0

@@ -73,6 +73,8 @@ def body_of(ended: Ended) -> bytes:
         f"exit status {ended.exit_code}, {ended.seconds:.1f} s\n"
     ).encode()
     lines = [*map(summary, ended.published), *ended.messages]
+    if ended.exit_code == 0 and not ended.published:
+        lines.insert(0, "nothing was scored: no input was there, or all were scored before")
     rest = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
     room = _BODY_BYTES - len(first)
     if len(rest) > room:  # from a whole character on

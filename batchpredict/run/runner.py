@@ -74,6 +74,7 @@ def run(
     engine = _engine(job)
     tasks, missing = arrived_tasks(job)
     if not tasks:
+        logger.info("nothing was there to be scored")
         return Outcome((), 0)
     check_resumable(tasks, job)
     check_baseline(job)
@@ -169,6 +170,9 @@ def rehearse(job: Job) -> tuple[str, ...]:
     tasks, missing = arrived_tasks(job)
     if missing:
         raise missing[0]
+    if not tasks:
+        logger.info("nothing is there to be scored")
+        return ()
     check_resumable(tasks, job)
     check_baseline(job)
     _check_creatable(tasks, job)
