@@ -8,6 +8,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchpredict.dates import expand
 from batchpredict.errors import ConfigInvalid, InputInvalid, UsageError
 from batchpredict.job import Job
 from batchpredict.run.drift import Shift, compare, joined, noise, psi
@@ -317,6 +319,41 @@ def test_many_rare_labels_of_one_distribution_are_no_drift() -> None:
     # A night against the seven before it.
     shifts = [compare(drawn(60), drawn(420))["labels"] for _ in range(100)]
     assert not [shift for shift in shifts if shift.exceeds(0.25)]
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier"),
+    [
+        ("a_2026-02-28_2026-03-01.csv", "a_2026-02-27_2026-02-28.csv"),
+        ("a_20260301_20260228.csv", "a_20260228_20260227.csv"),
+        ("2026-03-01/2026-03/a_20260228.csv", "2026-02-28/2026-02/a_20260227.csv"),
+        ("2026-12/a_2026-11-30.csv", "2026-11/a_2026-11-29.csv"),
+        ("model_2026-02-28/a_2026-03-01.csv", "model_2026-02-28/a_2026-02-28.csv"),
+        ("dt=2026-03-01/a.csv", "dt=2026-02-28/a.csv"),
+        ("year=2026/month=03/day=01/a.csv", "year=2026/month=02/day=28/a.csv"),
+        ("month=2026-03/day=01/a.csv", "month=2026-02/day=28/a.csv"),
+        ("year=2026/month=01/a.csv", "year=2025/month=12/a.csv"),
+        ("a_2025-12_2026-01.csv", "a_2025-11_2025-12.csv"),
+        ("model_2025-12/a_2026-01.csv", "model_2025-12/a_2025-12.csv"),
+    ],
+)
+def test_names_with_more_than_a_date(name: str, earlier: str) -> None:
+    """As {yesterday}_{date} has, and partitions of Hive."""
+    found = list(earlier_names(name))
+    assert earlier in found[:2]
+    assert found[-1] == name
+    assert len(found) == len(set(found))
+
+
+@given(st.dates(date(1950, 1, 1), date(2099, 1, 1)), st.integers(1, 31))
+def test_what_a_name_was_on_earlier_days(day: date, back: int) -> None:
+    for template in (
+        "o/{date}.csv", "{yesterday}/{date:%Y%m%d}.json", "{date}_{yesterday}.csv", "x_{yesterday}",
+        "{month}/{date:%Y/%m/%d}_v1",
+        "year={date:%Y}/month={date:%m}/day={date:%d}/part.csv", "dt={date}/part-2.csv",
+    ):  # fmt: skip
+        earlier = expand(template, day - timedelta(back))
+        assert earlier in list(earlier_names(expand(template, day)))[: 2 * back]
 
 
 def test_days_before_the_first_of_a_month_are_in_the_folder_of_the_month_before() -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from itertools import islice
@@ -27,8 +27,11 @@ _UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 # Of a receipt in S3.
 _MOST_BYTES = 16 << 20
 _DAYS, _MONTHS = 31, 12
-_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)\2(\d\d)(?!\d)")
-_MONTH = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_./]?)(\d\d)(?!\d)")
+_A_DAY = timedelta(1)
+# The parts of a date are apart by one separator, or by the folders of Hive: year=2026/month=11.
+_YEAR_MONTH = r"(?<!\d)((?:19|20)\d\d)([-_./]?|/month=)(\d\d)"
+_DAY = re.compile(_YEAR_MONTH + r"(\2|/day=)(\d\d)(?!\d)")
+_MONTH = re.compile(_YEAR_MONTH + r"(?!\d)")
 # A prediction depends on these, and its score on no others that one model can be run with.
 _OPTIONS = ("column", "threshold")
 
@@ -49,27 +52,47 @@ def earlier_names(receipt: str) -> Iterator[str]:
 
     The same name with the days before the last date in it (2026-11-21, 20261121, 2026/11/21), in
     the folders of their months, or, without a day, with the months before; then the name itself,
-    whose file is about to be replaced.
+    whose file is about to be replaced. A date of the day (month) before the run's goes along, as
+    it may be {yesterday}, and on the other hand may stay, as it may be part of the name.
     """
     if day := _last(_DAY, receipt):
+        run = _run_day(receipt, day)
         for back in range(1, _DAYS + 1):
-            yield _on(day - timedelta(back), day, receipt)
+            with_yesterday = _on(run, [run, run - _A_DAY], back, receipt)
+            yield from dict.fromkeys([with_yesterday, _on(day, [day], back, receipt)])
     elif month := _last(_MONTH, receipt):
-        before = month
-        for _ in range(_MONTHS):
-            before = (before - timedelta(1)).replace(day=1)
-            yield _MONTH.sub(_instead(month, before), receipt)
+        for back in range(1, _MONTHS + 1):
+            both = {each: _months_before(each, back) for each in (month, _months_before(month, 1))}
+            alone = {month: both[month]}
+            yield from dict.fromkeys(_MONTH.sub(_instead(new), receipt) for new in (both, alone))
     yield receipt
 
 
-def _on(earlier: date, day: date, receipt: str) -> str:
-    """Days are replaced, and between them the day's month: 2026-12/users_2026-12-01."""
-    months = _instead(day.replace(day=1), earlier.replace(day=1))
+def _run_day(receipt: str, day: date) -> date:
+    """The day of the run, where `day`, the last date in a name, may be the one before."""
+    after = day + _A_DAY
+    others = {_date(match) for match in _DAY.finditer(receipt)}
+    if after.day == 1:
+        others |= {_date(match) for match in _MONTH.finditer(_DAY.sub("", receipt))}
+    return after if after in others else day
+
+
+def _on(run: date, days: Sequence[date], back: int, receipt: str) -> str:
+    """`days` are replaced, and between them the run's month: 2026-12/users_2026-12-01."""
+    earlier = timedelta(back)
+    month = _instead({run.replace(day=1): (run - earlier).replace(day=1)})
+    instead = _instead({day: day - earlier for day in days})
     parts, end = [], 0
     for match in _DAY.finditer(receipt):
-        parts += [_MONTH.sub(months, receipt[end : match.start()]), _instead(day, earlier)(match)]
+        parts += [_MONTH.sub(month, receipt[end : match.start()]), instead(match)]
         end = match.end()
-    return "".join([*parts, _MONTH.sub(months, receipt[end:])])
+    return "".join([*parts, _MONTH.sub(month, receipt[end:])])
+
+
+def _months_before(month: date, count: int) -> date:
+    """`month`: its first day."""
+    years, place = divmod(month.year * 12 + month.month - 1 - count, 12)
+    return date(years, place + 1, 1)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> date | None:
@@ -78,19 +101,24 @@ def _last(pattern: re.Pattern[str], text: str) -> date | None:
 
 
 def _date(match: re.Match[str]) -> date | None:
-    year, _, month, *day = match.groups()
+    """Of a month, its first day."""
+    year, month, *day = match.groups()[::2]
     try:
         return date(int(year), int(month), int(day[0]) if day else 1)
     except ValueError:  # a number that is no date
         return None
 
 
-def _instead(old: date, new: date) -> Callable[[re.Match[str]], str]:
+def _instead(dates: Mapping[date, date]) -> Callable[[re.Match[str]], str]:
+    """What replaces those dates in a name, spelled as they are."""
+
     def spell(match: re.Match[str]) -> str:
-        if _date(match) != old:
+        found = _date(match)
+        if found is None or found not in dates:
             return match[0]
-        parts = new.isoformat().split("-")
-        return match[2].join(parts if len(match.groups()) == 4 else parts[:2])
+        parts = dates[found].isoformat().split("-")
+        apart = [*match.groups()[1::2], ""]
+        return "".join(part + sep for part, sep in zip(parts, apart, strict=False))
 
     return spell
 
