@@ -197,7 +197,7 @@ class TestRange:
 
         with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
             backfill(jobs_of(model, 3), interrupted)
-        assert caplog.messages[-1].startswith("1 days: ")
+        assert caplog.messages[-1].startswith("1 day: ")
 
 
 @pytest.fixture

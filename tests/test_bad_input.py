@@ -157,7 +157,7 @@ def one_reject(
     """Score data of 11 sound rows and a bad one: the reject, the receipt, the output."""
     (directory / name).write_bytes(data)
     done = run(f"--input_file={name}", f"--model={model}", cwd=directory)
-    error_of(done, 3, name, "1 rows could not be scored")
+    error_of(done, 3, name, "1 row could not be scored")
     assert half_written(directory) == []
     output = directory / name.replace("data", "data.scored")
     found = receipt(directory / f"{output.name}.receipt.json")

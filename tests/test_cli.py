@@ -298,6 +298,27 @@ def test_dry_run(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["data.csv"]
 
 
+def test_one_row(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
+    """Is no rows, wherever it is told of."""
+    (tmp_path / "one").mkdir()
+    data.write_text("id,text\n7,good\n8\n")
+    call = (f"--input_file={data}", f"--model={model}", "--max_rejects=50%")
+    told = [
+        invoke(*call, "--limit=1", "--dry_run"), invoke(*call, "--limit=1"), invoke(*call),
+        invoke("retry", f"{data.with_suffix('')}.scored.csv.receipt.json"),
+        invoke(*call, "--max_rejects=0"), invoke(*call, "--limit=1", "--output_dir=one"),
+        invoke("runs", "list", "one"),
+    ]  # fmt: skip
+    mended = Path(f"{data.with_suffix('')}.scored.csv.rejects.jsonl")
+    mended.write_text(mended.read_text().replace('"8"', '"8,fine"'))
+    told.append(invoke("retry", f"{data.with_suffix('')}.scored.csv.receipt.json"))
+    shown = invoke("runs", "show", "data.scored.csv.receipt.json").out
+    text = "".join(done.out + done.err for done in told) + shown
+    found = re.findall(r"(?<![\d.,/])1 (rejected rows?|rows?|runs?)\b", text)
+    assert sorted({*found}) == ["row", "run"], text
+    assert len(found) > 8
+
+
 def test_keep(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "data.scored.csv"
     for keep, expected in (

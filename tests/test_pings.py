@@ -129,7 +129,7 @@ def test_start_and_success(tmp_path: Path, model: Path) -> None:
     assert rid == first["rid"][0]
     assert rid.startswith(f"{told[:8]}-{told[8:12]}-8{told[12:15]}-8{told[15]}")
     assert f"run {told}: success, exit status 0" in body.decode()
-    assert "data.csv: 1 rows, 1 scored" in body.decode()
+    assert "data.csv: 1 row, 1 scored" in body.decode()
     assert_kept_secret(tmp_path, done)
 
 

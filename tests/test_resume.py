@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from batchpredict.counting import count
 from batchpredict.data.locks import journal_path, lock_output
 from batchpredict.data.sources import Mark
 from batchpredict.errors import InputInvalid, OutputNotCreatable, TryAgain, UsageError
@@ -217,7 +218,9 @@ def test_the_same_goes_on(
     with caplog.at_level(logging.INFO):
         receipt = score(source, model, output, batch_rows=500)
     assert receipt.resumed.rows >= 500
-    assert f"{source}: going on, {receipt.resumed.rows:,} rows are scored already" in said(caplog)
+    assert f"{source}: going on, {count(receipt.resumed.rows, 'row')} scored already" in said(
+        caplog
+    )
 
 
 def same_time(path: Path, before: os.stat_result) -> None:

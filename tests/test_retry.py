@@ -924,7 +924,7 @@ def test_the_command(tmp_path: Path, model: Path) -> None:
     ran = commands.run("retry", receipt, cwd=tmp_path)
     assert ran.returncode == 3, ran.stderr
     assert b"2 rows tried again, 1 scored; 3 of 4 are" in ran.stdout
-    assert b"1 rows could still not be scored (missing_value 1)" in ran.stderr
+    assert b"1 row could still not be scored (missing_value 1)" in ran.stderr
     with lock_output(str(output)):
         started = time.monotonic()
         ran = commands.run("retry", receipt, "--lock_wait=0.6", cwd=tmp_path)

@@ -226,7 +226,7 @@ def test_one_bad_input_does_not_stop_the_others(
     assert [receipt.inputs[0].path for receipt in outcome.receipts] == [str(good), str(late)]
     assert {"a.csv", "d.csv", "b.csv.failed.json"} <= set(files_in(target))
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert any("1 of 1 rows rejected" in error for error in errors)
+    assert any("1 of 1 row rejected" in error for error in errors)
     assert any("no such file" in error for error in errors)
 
 

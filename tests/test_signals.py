@@ -106,7 +106,7 @@ def test_one_ends_it_within_five_seconds_and_keeps_what_is_scored(
     assert not (tmp_path / "in.scored.csv").exists()
     done = run("--input_file=in.csv", f"--model={tmp_path / 'model'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert b"going on, 2 rows are scored already" in done.stdout
+    assert b"going on, 2 rows scored already" in done.stdout
     assert half_written(tmp_path) == []
     assert not [name for name in files_in(tmp_path) if name.startswith(".")]
 

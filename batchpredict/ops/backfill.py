@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from batchpredict.counting import count
 from batchpredict.data.locations import identity, is_stream
 from batchpredict.data.naming import Task, tasks_of
 from batchpredict.errors import BatchPredictError, InputMissing, TryAgain, UsageError
@@ -104,8 +105,8 @@ def _scored(job: Job, outcome: Outcome) -> Day:
     counts = [receipt.counts for receipt in outcome.receipts]
     return replace(
         _day(job, outcome.exit_code, ", ".join(remarks)),
-        rows=sum(count.read for count in counts),
-        rejected=sum(count.rejected for count in counts),
+        rows=sum(each.read for each in counts),
+        rejected=sum(each.rejected for each in counts),
     )
 
 
@@ -182,13 +183,13 @@ def _sum(days: Sequence[Day], dry_run: bool) -> str:
     good = [day for day in days if day.exit_code in (0, 3)]
     scored = sum(day.rows is not None or day.remark == _WOULD for day in good)
     told = (
-        f"{len(days)} days: {scored} {'would be ' if dry_run else ''}scored, "
+        f"{count(len(days), 'day')}: {scored} {'would be ' if dry_run else ''}scored, "
         f"{len(good) - scored} left alone, {len(days) - len(good)} failed"
     )
     if dry_run:
         return told
     return (
-        f"{told}; {sum(day.rows or 0 for day in days):,} rows, "
+        f"{told}; {count(sum(day.rows or 0 for day in days), 'row')}, "
         f"{sum(day.rejected or 0 for day in days):,} rejected"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from batchpredict.counting import count
 from batchpredict.data.naming import tasks_of
 from batchpredict.errors import ConfigInvalid, InputInvalid, UsageError
 from batchpredict.job import Job, Precision
@@ -74,8 +75,8 @@ def compare(job: Job, rows: int = ROWS, seconds: float = SECONDS) -> Comparison:
                 raise
             found[precision] = str(error)
     running = [entry for entry in found.values() if isinstance(entry, Candidate)]
-    count = affordable(running, columns.num_rows, seconds)
-    speeds = measured(running, count)
+    rows = affordable(running, columns.num_rows, seconds)
+    speeds = measured(running, rows)
     base = running[0]
     return Comparison(
         task.input,
@@ -137,7 +138,8 @@ def table(comparison: Comparison) -> str:
         if entry.refusal is not None
     ]
     text.append(
-        f"on {comparison.rows:,} rows from the start of {comparison.path}; nothing is applied"
+        f"on {count(comparison.rows, 'row')} from the start of {comparison.path}; "
+        "nothing is applied"
     )
     return "\n".join(text)
 

@@ -64,8 +64,3 @@ def size(count: float) -> str:
 def local(time: datetime) -> str:
     """To the second, by this machine's clock."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def count(value: int, one: str, many: str = "") -> str:
-    """`1 run`, `1,200 runs`."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"

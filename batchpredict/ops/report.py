@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from batchpredict import __version__
+from batchpredict.counting import count
 from batchpredict.data.drafts import write_durably
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.ops import display
@@ -70,9 +71,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["count"] = count
     environment.filters |= {
-        name: getattr(display, name)
-        for name in ("count", "duration", "local", "number", "share", "size")
+        name: getattr(display, name) for name in ("duration", "local", "number", "share", "size")
     }
     return environment
 

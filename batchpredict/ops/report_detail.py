@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 
 from markupsafe import Markup
 
+from batchpredict.counting import count
 from batchpredict.job import Job
 from batchpredict.ops import report_charts as charts
 from batchpredict.ops.display import duration, local, number, plain, share, size
@@ -170,9 +171,14 @@ def _lineage(run: Run) -> tuple[tuple[str, str], ...]:
         ("run", run.run_id or ""),
     ]
     if run.resumed.rows:
-        lines.append(("resumed", f"{run.resumed.rows:,} rows of {run.resumed.runs:,} runs before"))
+        lines.append(
+            (
+                "resumed",
+                f"{count(run.resumed.rows, 'row')} of {count(run.resumed.runs, 'run')} before",
+            )
+        )
     if run.retried:
-        lines.append(("retried", f"{run.retried.rows:,} rows of run {run.retried.run_id}"))
+        lines.append(("retried", f"{count(run.retried.rows, 'row')} of run {run.retried.run_id}"))
     return tuple((name, value) for name, value in [*lines, ("receipt", run.file)] if value)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from batchpredict.ops.display import count, plain
+from batchpredict.counting import count
+from batchpredict.ops.display import plain
 from batchpredict.ops.report_scores import drift_of
 from batchpredict.ops.runs import Run
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from batchpredict.ops.display import count, duration, local, number, share, size
+from batchpredict.counting import count
+from batchpredict.ops.display import duration, local, number, share, size
 from batchpredict.ops.report_lines import WORST_FIRST, Level, Line
 from batchpredict.ops.runs import Run
 
@@ -85,7 +86,7 @@ def _summary(recent: Sequence[Line], older: Sequence[Line]) -> str:
     if levels["busy"]:
         parts.append(f"{levels['busy']:,} at work")
     if levels["good"] == len(recent):
-        parts.append(f"all {len(recent):,} runs published, every row scored")
+        parts.append(f"all {count(len(recent), 'run')} published, every row scored")
     if older:
         parts.append(f"{count(len(older), 'earlier failure')} not run again")
     return "; ".join(parts)

@@ -11,8 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from batchpredict.counting import count
 from batchpredict.ops import report_charts as charts
-from batchpredict.ops.display import count, duration, plain
+from batchpredict.ops.display import duration, plain
 from batchpredict.ops.report_detail import Detail, detail_of, stages_of
 from batchpredict.ops.report_lines import WORST_FIRST, Line, line_of
 from batchpredict.ops.report_scores import drift_of

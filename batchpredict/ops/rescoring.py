@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from batchpredict.counting import count
 from batchpredict.data.csv_reader import CsvReader
 from batchpredict.data.drafts import Draft, write_failed
 from batchpredict.data.formats import FORMATS
@@ -259,8 +260,8 @@ class _Again:
             blocks = interleaved(blocks, rows_as(new, numbers))
         writer = FORMATS[form].module.open_writer(sink, whole_layout(old))
         written = 0
-        for count in write_whole(writer, blocks):
-            written += count
+        for rows in write_whole(writer, blocks):
+            written += rows
             self.watch(Counts(read=written), work.output)
         writer.close()
         more = written - (work.former.rows - len(dropped) + len(numbers))
@@ -281,12 +282,11 @@ def rehearse(work: Retry) -> None:
         for block in mended.records(opened.selection):
             codes.update(fault.code for fault in opened.scorer.prepare(block.columns).faults)
             codes.update(reject.code for reject in mended.settled(block.rejects, None))
-    again = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+    again = ", ".join(f"{code} {rows}" for code, rows in sorted(codes.items()))
     logger.info(
-        "%s: dry run: %d rejected rows read, %d of them would be rejected again%s; the others "
-        "would go into %s",
+        "%s: dry run: %s read, %d of them would be rejected again%s; the others would go into %s",
         work.rejected.mended.name,
-        len(work.rejected.numbers),
+        count(len(work.rejected.numbers), "rejected row"),
         sum(codes.values()),
         f" ({again})" if again else "",
         work.task.output,

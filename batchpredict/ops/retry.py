@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchpredict import __version__
+from batchpredict.counting import count
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import compression_of, identity, is_stream
 from batchpredict.data.naming import Task, format_of
@@ -238,7 +239,7 @@ def report(receipt: Receipt) -> list[str]:
     left = sum(receipt.rejects.codes.values())
     tried = receipt.retried.rows
     lines = [
-        f"{receipt.inputs[0].path}: {tried:,} rows tried again, {tried - left:,} scored; "
+        f"{receipt.inputs[0].path}: {count(tried, 'row')} tried again, {tried - left:,} scored; "
         f"{receipt.counts.scored:,} of {receipt.counts.read:,} are",
         f"output: {receipt.output.path}",
     ]
@@ -248,7 +249,6 @@ def report(receipt: Receipt) -> list[str]:
 def remainder(receipt: Receipt) -> str:
     """The rows that are rejected still."""
     codes = receipt.rejects.codes
-    counts = ", ".join(f"{code} {count}" for code, count in codes.items())
-    return (
-        f"{receipt.inputs[0].path}: {sum(codes.values())} rows could still not be scored ({counts})"
-    )
+    told = ", ".join(f"{code} {rows}" for code, rows in codes.items())
+    left = count(sum(codes.values()), "row")
+    return f"{receipt.inputs[0].path}: {left} could still not be scored ({told})"

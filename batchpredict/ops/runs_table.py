@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from batchpredict.counting import count
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
-from batchpredict.ops.display import count, duration, local, number, plain, share, size, width
+from batchpredict.ops.display import duration, local, number, plain, share, size, width
 from batchpredict.ops.report_scores import drift_of
 from batchpredict.ops.runs import Found, Run, State, read_runs
 
@@ -167,9 +168,14 @@ def _about(run: Run) -> list[tuple[str, str]]:
         lines.append(("peak memory", size(run.peak_memory_bytes)))
     lines += [(f"seconds {plain(name, 40)}", f"{took:,.2f}") for name, took in run.stages.items()]
     if run.resumed.rows:
-        lines.append(("resumed", f"{run.resumed.rows:,} rows of {run.resumed.runs} runs before"))
+        lines.append(
+            (
+                "resumed",
+                f"{count(run.resumed.rows, 'row')} of {count(run.resumed.runs, 'run')} before",
+            )
+        )
     if run.retried:
-        lines.append(("retried", f"{run.retried.rows:,} rows of run {run.retried.run_id}"))
+        lines.append(("retried", f"{count(run.retried.rows, 'row')} of run {run.retried.run_id}"))
     return [*lines, ("receipt" if run.receipt else "journal", run.file)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
+from batchpredict.counting import count
 from batchpredict.ops import compare
 from batchpredict.ops.sweep import Measured, Sizes
 from batchpredict.ops.tune import Found
@@ -33,23 +34,24 @@ def report(found: Found) -> str:
 
 
 def _about(found: Found) -> list[str]:
+    read = count(found.read, "row")
     lines = [
         f"{found.model} ({found.key.provider}, precision {found.key.precision}) on "
-        f"{found.file}: {found.read:,} rows read, {found.sampled:,} of them measured with, "
+        f"{found.file}: {read} read, {found.sampled:,} of them measured with, "
         f"{found.seconds:.0f} s"
     ]
     if found.truncated:
         lines.append(
-            f"{found.truncated:,} of {found.read:,} rows ({found.truncated / found.read:.1%}) "
-            f"are longer than the model's maximum of {found.max_length} tokens and are truncated"
+            f"{found.truncated:,} of {read} ({found.truncated / found.read:.1%}) are longer "
+            f"than the model's maximum of {found.max_length} tokens and are truncated"
         )
     elif found.max_length is not None:
         lines.append(f"no row is longer than the model's maximum of {found.max_length} tokens")
     if found.unscorable:
-        lines.append(f"{found.unscorable:,} of {found.read:,} rows cannot be scored")
+        lines.append(f"{found.unscorable:,} of {read} cannot be scored")
     if found.duplicates:
         lines.append(
-            f"{found.duplicates:,} of {found.read:,} rows ({found.duplicates / found.read:.1%}) or "
+            f"{found.duplicates:,} of {read} ({found.duplicates / found.read:.1%}) or "
             "more have the model input of another row and are not inferred again"
         )
     return lines

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from batchpredict.counting import count
 from batchpredict.data.locations import STDIO
 from batchpredict.run.receipt import Counts, Receipt
 
@@ -51,19 +52,21 @@ class Progress:
         rate = counts.read / max(self._told - self._begin, 1e-9)
         if self._bar is not None:
             self._bar.n = min(source.position, source.size or source.position)
-            self._bar.set_postfix_str(f"{counts.read:,} rows, {rate:,.0f} rows/s", refresh=True)
+            self._bar.set_postfix_str(
+                f"{count(counts.read, 'row')}, {rate:,.0f} rows/s", refresh=True
+            )
         elif self._told - self._logged >= _LOG_SECONDS:
             self._logged = self._told
             share = f" ({source.position / source.size:.0%})" if source.size else ""
-            told = f"{counts.read:,} rows{share}, {rate:,.0f} rows/s"
+            told = f"{count(counts.read, 'row')}{share}, {rate:,.0f} rows/s"
             logger.info("%s: %s", source.name, told, extra=_progress(source.name, counts))
 
-    def transferred(self, count: int) -> None:
+    def transferred(self, size: int) -> None:
         """Show how many bytes of the model have come."""
         if self._shown and self._bar is None:
             self._bar = _transfer_bar("fetching the model", None)
         if self._bar is not None:
-            self._bar.update(count)
+            self._bar.update(size)
 
     def published(self, receipt: Receipt) -> None:
         """Say what has become of an input; its receipt, for programs, is the last line."""
@@ -140,15 +143,15 @@ def _short(name: str) -> str:
 
 def lost(name: str, codes: Mapping[str, int]) -> str:
     """How many rows of an input have no prediction, and why."""
-    told = ", ".join(f"{code} {count}" for code, count in codes.items())
-    return f"{name}: {sum(codes.values())} rows could not be scored ({told})"
+    told = ", ".join(f"{code} {rows}" for code, rows in codes.items())
+    return f"{name}: {count(sum(codes.values()), 'row')} could not be scored ({told})"
 
 
 def summary(receipt: Receipt) -> str:
     """One input's result in one line."""
     counts = receipt.counts
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in receipt.stages.items())
-    parts = [f"{counts.read:,} rows", f"{counts.scored:,} scored"]
+    parts = [count(counts.read, "row"), f"{counts.scored:,} scored"]
     if counts.nulls:
         parts.append(f"{counts.nulls:,} without prediction")
     if counts.rejected:

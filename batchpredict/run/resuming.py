@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from batchpredict import s3
+from batchpredict.counting import count
 from batchpredict.data.drafts import not_creatable
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import identity, is_stream
@@ -241,7 +242,7 @@ def _begin(
         return None
     journal.resume(recorded)
     if recorded.rows:
-        logger.info("%s: going on, %s rows are scored already", source.name, f"{recorded.rows:,}")
+        logger.info("%s: going on, %s scored already", source.name, count(recorded.rows, "row"))
     return recorded
 
 
@@ -273,11 +274,11 @@ def suspects_of(journal: Journal, task: Task, job: Job) -> tuple[int, ...]:
     if told:
         rows = ", ".join(map(str, told))
         logger.warning(
-            "%s: %s in flight, alone, when this job died (%d times); a kill from outside looks the "
+            "%s: %s in flight, alone, when this job died (%s); a kill from outside looks the "
             "same, so it goes on; should it die again, leave such rows out with --skip_rows=%s",
             task.input,
             f"row {rows} was" if len(told) == 1 else f"rows {rows} were",
-            max(named[row] for row in told),
+            count(max(named[row] for row in told), "time"),
             ",".join(str(row) for row in sorted({*job.skip_rows, *told})),
         )
     return suspects
@@ -292,4 +293,4 @@ def _keep(journal: Journal, task: Task, error: BaseException) -> None:
         if not isinstance(error, OutputWriteFailed):
             logger.warning("what was scored last is lost: %s", second)
     if rows := journal.kept_rows:
-        logger.info("%s: %s rows are scored and kept for the next run", task.input, f"{rows:,}")
+        logger.info("%s: %s scored and kept for the next run", task.input, count(rows, "row"))

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from batchpredict.counting import count
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task
@@ -199,8 +200,8 @@ def _rehearse_task(task: Task, job: Job, model: LoadedModel) -> str:
         prepared = opened.scorer.prepare(first.columns)
         rejects = len(first.rejects) + len(prepared.faults)
         return (
-            f"{task.input}: dry run: {len(first) + len(first.rejects)} rows read, {rejects} of "
-            f"them would be rejected; scored rows would go to {task.output}"
+            f"{task.input}: dry run: {count(len(first) + len(first.rejects), 'row')} read, "
+            f"{rejects} of them would be rejected; scored rows would go to {task.output}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from batchpredict.counting import count
 from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import InputInvalid
@@ -66,12 +67,13 @@ class Tally:
     def _judge(self, read: int) -> None:
         if self._budget.exceeded(self._rejects, read):
             allowed = (
-                f"{self._budget.rows} rows"
+                count(self._budget.rows, "row")
                 if self._budget.rows is not None
                 else f"{float(100 * (self._budget.share or 0)):g}%"
             )
             where = self._task.failed_rejects or "the rejects"
+            rows = count(read, "row")
             raise InputInvalid(
-                f"{self._task.input}: {self._rejects} of {read} rows rejected, more "
-                f"than --max_rejects={allowed}; {unpublished(self._task.output)}, see {where}"
+                f"{self._task.input}: {self._rejects} of {rows} rejected, more than "
+                f"--max_rejects={allowed}; {unpublished(self._task.output)}, see {where}"
             )

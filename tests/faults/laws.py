@@ -126,7 +126,7 @@ def published(directory: Path, wanted: Whole) -> bool:
 
 def promised(ended: Ended) -> int:
     """Rows that a run which was stopped says it has left for the next one."""
-    said = re.search(r"([0-9,]+) rows are scored and kept", ended.stdout + ended.stderr)
+    said = re.search(r"([0-9,]+) rows? scored and kept", ended.stdout + ended.stderr)
     return int(said[1].replace(",", "")) if said else 0
 
 
