@@ -59,6 +59,11 @@ def check_signals() -> None:
         raise _asked[0]
 
 
+def is_asked() -> bool:
+    """Whether a signal has asked for the end of this process."""
+    return bool(_asked)
+
+
 def watch_signals() -> None:
     """End this process some seconds after the first signal, or with the second.
 

@@ -194,6 +194,31 @@ def test_a_terminated_run_tells_of_it(tmp_path: Path, model: Path) -> None:
     assert 'status="stopped"' in path.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_end_is_told(
+    tmp_path: Path, model: Path, number: signal.Signals
+) -> None:
+    """What was to be done is done: the ping is given up, the exit status is the run's."""
+    (tmp_path / "data.csv").write_text("id,text\n1,good\n")
+    with serving(Service()) as service:
+        process = start(
+            "--input_file=data.csv", f"--model={model}", f"--ping_url={service.url}", cwd=tmp_path
+        )
+        until = time.monotonic() + 30
+        while not service.requests and time.monotonic() < until:
+            time.sleep(0.01)
+        service.delay = 30.0
+        while len(service.requests) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert time.monotonic() - begin < 3
+    assert b"not told of the run's exit status (no answer in time)" in errors
+    assert (tmp_path / "data.scored.csv").exists()
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -243,6 +243,11 @@ class TestPage:
         assert [chart.title for chart in shown.charts] == ["Rows per second", "Time per stage"]
         assert "game 30 rows, 30.0 % (the run before: 30.7 %)" in parsed(tmp_path).text
 
+    def test_problems_that_are_left_out(self, tmp_path: Path, receipt: dict[str, Any]) -> None:
+        for number in range(22):
+            put(tmp_path, receipt, f"{number}.csv", **partial({"missing_value": 1}))
+        assert " 2 more in the list of all runs." in parsed(tmp_path).text
+
     def test_the_baseline_of_the_receipt_is_drawn(
         self, tmp_path: Path, receipt: dict[str, Any]
     ) -> None:

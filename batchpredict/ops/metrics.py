@@ -53,7 +53,8 @@ _HELP = {
     "job_info": "What the task is named after: a job file, or its inputs and outputs.",
     "build_info": "The versions that the last run had.",
 }
-_LOCK_SECONDS = 5.0
+# Less than what a signal leaves, see pings.
+_LOCK_SECONDS = 2.5
 _POLL_SECONDS = 0.05
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from batchpredict import __version__
 from batchpredict.errors import UsageError
 from batchpredict.ops.watching import Ended
+from batchpredict.signals import is_asked
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,10 @@ _START_SECONDS = 3.0
 _END_SECONDS = 6.0
 _SOCKET_SECONDS = 2.5
 _PAUSE_SECONDS = 0.5
+# After a signal: the process is ended by force 4.5 s after it, and metrics may have taken 2.5 s.
+_HURRY_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
+_OF_SIGNALS = (130, 143)
 _BODY_BYTES = 10_000
 
 _ADDRESS = re.compile(r"(https?://[\w.:\[\]-]+(?:/[^\s?#]*)?)(?:\?([^\s#]*))?", re.ASCII)
@@ -48,11 +53,16 @@ class Pings:
         self._start = self._begin("start", b"", _START_SECONDS)
 
     def end(self, ended: Ended) -> None:
-        """Tell the exit status, and warn of what could not be told."""
+        """Tell the exit status, and warn of what could not be told.
+
+        A signal that the run has not heard of ends this soon: the run is over, and its exit status
+        holds only if the process ends by itself.
+        """
+        patience = _Patience(is_patient=ended.exit_code in _OF_SIGNALS)
         if self._start is not None:
-            self._start.join(_START_SECONDS)
+            patience.join(self._start, _START_SECONDS)
         last = self._begin(str(ended.exit_code), body_of(ended), _END_SECONDS)
-        last.join(_END_SECONDS)
+        patience.join(last, _END_SECONDS)
         told = (("start", self._start), ("exit status", last))
         lost = [f"{what} ({ping.failure})" for what, ping in told if ping and ping.failure]
         if lost:
@@ -86,6 +96,26 @@ def _uuid(run_id: str) -> str:
     """A UUID (version 8, RFC 9562) that begins with the run's id, but for two marks of its kind."""
     one, two, three, four = run_id[:8], run_id[8:12], run_id[12:15], run_id[15:]
     return f"{one}-{two}-8{three}-8{four}00-000000000000"
+
+
+class _Patience:
+    """Waits for pings; after a signal, unless `is_patient`, for so long in all as it takes to send
+    one to a service that answers.
+    """
+
+    def __init__(self, *, is_patient: bool) -> None:
+        self._is_patient = is_patient
+        self._until: float | None = None
+
+    def join(self, ping: _Ping, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while ping.is_alive() and (left := self._end(end) - time.monotonic()) > 0:
+            ping.join(min(left, _LOOK_SECONDS))
+
+    def _end(self, end: float) -> float:
+        if self._until is None and is_asked() and not self._is_patient:
+            self._until = time.monotonic() + _HURRY_SECONDS
+        return end if self._until is None else min(end, self._until)
 
 
 class _Ping(threading.Thread):
