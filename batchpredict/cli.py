@@ -29,6 +29,7 @@ from batchpredict.options import (
     input_options,
     lock_option,
     logging_options,
+    monitoring_options,
     named_paths,
     predict_options,
     store_options,
@@ -38,6 +39,7 @@ from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
 if TYPE_CHECKING:
     from batchpredict.request import Request
+    from batchpredict.run.receipt import Receipt
 
 # Typographic dashes that web pages and word processors make of "--".
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -322,34 +324,67 @@ def tune(
 @click.option("--model", type=Place(), metavar="PATH", help="Where the model of the run is now.")
 @lock_option
 @click.option("--dry_run", is_flag=True, help="Every check, but no scoring and no writing.")
+@monitoring_options
 @logging_options
 def retry(
-    progress: bool | None, quiet: bool, verbose: bool, log_format: str, **options: Any
+    *,
+    metrics_dir: str | None,
+    ping_url: str | None,
+    progress: bool | None,
+    quiet: bool,
+    verbose: bool,
+    log_format: str,
+    **options: Any,
 ) -> int:
     """Score rejected rows again, once they are mended, and put them into their output.
 
     RECEIPT is the file beside the output; all options of that run apply.
     """
-    from batchpredict.log import configure_logging, logger
+    from datetime import date
+
+    from batchpredict.log import configure_logging
+    from batchpredict.ops.task_names import task_name
+    from batchpredict.ops.watching import Targets, monitored
+    from batchpredict.request import place_of_run
 
     configure_logging(quiet, verbose, log_format, to_stderr=False)
+    bar = False if quiet else progress
+    if options["dry_run"]:
+        _retry(options, bar)
+        return 0
+    metrics_dir = metrics_dir and place_of_run(metrics_dir, {"date": None}, date.today())
+    name = task_name(None, [options["receipt"]], [])
+    with monitored(name, Targets(metrics_dir, ping_url)) as watched:
+        receipt = _retry(options, bar)
+        if receipt is not None:
+            watched.exit_code = receipt.exit_code
+            watched.after(_retried)(receipt)
+        return watched.exit_code
+
+
+def _retry(options: dict[str, Any], bar: bool | None) -> Receipt | None:
     with light_imports():
         from batchpredict.ops import retry as retrying
         from batchpredict.run.progress import Progress
 
-    watch = Progress(False if quiet else progress)
+    watch = Progress(bar)
     try:
         with deferred():
-            receipt = retrying.retry(retrying.Request(**options), watch)
+            return retrying.retry(retrying.Request(**options), watch)
     finally:
         watch.close()
-    if receipt is None:
-        return 0
+
+
+def _retried(receipt: Receipt) -> None:
+    from batchpredict.log import logger
+    from batchpredict.ops import retry as retrying
+    from batchpredict.run.progress import log_receipt
+
     for line in retrying.report(receipt):
         logger.info("%s", line)
     if receipt.exit_code:
         logger.warning("%s", retrying.remainder(receipt))
-    return receipt.exit_code
+    log_receipt(receipt)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

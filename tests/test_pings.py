@@ -160,6 +160,33 @@ def test_a_night_without_a_file_that_may_be_missing(tmp_path: Path, model: Path)
     assert b"\nnothing was scored: no input was there" in body
 
 
+def test_a_retry_is_told_of_as_a_run_is(tmp_path: Path, model: Path) -> None:
+    name = "data.scored.csv.receipt.json"
+    with serving(Service()) as service:
+        more = (f"--ping_url={service.url}", "--metrics_dir=retries", "--log_format=json")
+        predict(tmp_path, model, service.url, "--max_rejects=99%", rows="1,good\n2\n3\n")
+        (tmp_path / "retries").mkdir()
+        del service.requests[:]
+        assert run("retry", name, *more, "--dry_run", cwd=tmp_path).returncode == 0
+        assert service.requests == []
+        path = tmp_path / "data.scored.csv.rejects.jsonl"
+        path.write_text(path.read_text().replace('"2"', '"2,good"'))
+        partial = run("retry", name, *more, cwd=tmp_path)
+        failed = run("retry", "gone.json", *more, cwd=tmp_path)
+    assert (partial.returncode, failed.returncode) == (3, 66)
+    paths = [urlsplit(path).path.rpartition("/")[2] for _, path, _ in service.requests]
+    assert paths == ["start", "3", "start", "66"]
+    assert b"1 row could still not be scored" in service.requests[1][2]
+    assert b"gone.json" in service.requests[3][2]
+    last = json.loads(partial.stdout.splitlines()[-1])
+    assert (last["event"], last["receipt"]) == ("receipt", receipt(tmp_path / name))
+    found = {path.name: path.read_text() for path in (tmp_path / "retries").iterdir()}
+    (text,) = [text for key, text in found.items() if "data.scored.csv.receipt" in key]
+    assert len(found) == 2
+    assert 'batchpredict_last_run_inputs{result="published"' in text
+    assert f'task="{tmp_path}/{name}"' in text
+
+
 def test_a_rehearsal_tells_nobody(tmp_path: Path, model: Path) -> None:
     with serving(Service()) as service:
         assert predict(tmp_path, model, service.url, "--dry_run").returncode == 0
