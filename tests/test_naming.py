@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from batchpredict.data.locations import Identities, identity
+from batchpredict.data.locks import hidden_beside, journal_path, notes_path
 from batchpredict.data.naming import Task, format_of, is_own, split_name, tasks_of
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
@@ -169,6 +173,65 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_files(name: str) -> None:
     assert is_own(f"dir/{name}")
     assert not is_own("dir.scored.x/a.csv")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a", "b", "to_a", "to_file", "gone", "loop", "dangling", "x.csv", "..", ".", ""]
+        ),
+        min_size=1,
+        max_size=4,
+    ).map("/".join)
+)
+def test_what_names_of_one_file_have_in_common(
+    links: Path, identities: Identities, name: str
+) -> None:
+    for each in (name, f"{links}/{name}", f"{os.path.relpath(links)}/{name}"):
+        assert identities.of(each) == identity(each)
+        if identity(each) != "/":
+            final = Path(os.path.realpath(each))
+            journal, notes = hidden_beside(str(final))
+            wanted = str(final.with_name(f".{final.name}.journal"))
+            assert journal == str(journal_path(each)) == wanted
+            assert notes == str(notes_path(each))
+
+
+@pytest.fixture(scope="module")
+def identities() -> Identities:
+    return Identities()
+
+
+@pytest.fixture(scope="module")
+def links(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with links of every kind."""
+    place = tmp_path_factory.mktemp("links")
+    (place / "a" / "b").mkdir(parents=True)
+    (place / "a" / "x.csv").touch()
+    for at in (place, place / "a", place / "a" / "b"):
+        for name, target in (
+            ("to_a", place / "a"), ("to_file", "x.csv"), ("loop", "loop"),
+            ("dangling", "../gone/x.csv"),
+        ):  # fmt: skip
+            (at / name).symlink_to(target)
+    return place
+
+
+def test_a_directory_is_looked_up_once_for_all_of_its_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(*(f"in/{number:03}.csv" for number in range(200)))
+    Path("out").mkdir()
+    looked: list[str] = []
+    real = os.path.realpath
+
+    def realpath(path: str) -> str:
+        looked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    assert len(tasks("in", output_dir="out")) == 200
+    assert len(looked) < 10
 
 
 def test_missing_inputs_do_not_stop_the_others() -> None:

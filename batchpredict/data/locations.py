@@ -41,6 +41,9 @@ DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
 
 def compression_of(name: str) -> str:
     """The compression suffix a file name ends in (".gz", ".bz2", ".xz", ".zst"), or ""."""
+    lower = name.lower()
+    if not any(known in lower for known in DECOMPRESS):  # a path takes ten times as long
+        return ""
     suffix = Path(name).suffix.lower()
     return suffix if suffix in DECOMPRESS else ""
 
@@ -50,7 +53,7 @@ def is_stream(name: str) -> bool:
     if s3.is_url(name):
         return False
     try:
-        mode = 0 if name == STDIO else Path(name).stat().st_mode
+        mode = 0 if name == STDIO else os.stat(name).st_mode  # noqa: PTH116
     except OSError:
         return False
     return name == STDIO or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
@@ -59,3 +62,21 @@ def is_stream(name: str) -> bool:
 def identity(name: str) -> str:
     """What all names of one file or object have in common."""
     return s3.parse(name).url if s3.is_url(name) else os.path.realpath(name)
+
+
+class Identities:
+    """`identity` of many names: what a directory is, is looked up once."""
+
+    def __init__(self) -> None:
+        self._directories: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """As `identity`."""
+        directory, last = os.path.split(name)
+        if s3.is_url(name) or last in ("", ".", ".."):
+            return identity(name)
+        if directory not in self._directories:
+            self._directories[directory] = os.path.realpath(directory)
+        # A Path takes ten times as long, and of 10,000 inputs there are 80,000 names.
+        found = os.path.join(self._directories[directory], last)  # noqa: PTH118
+        return identity(name) if os.path.islink(found) else found  # noqa: PTH114

@@ -59,13 +59,19 @@ def journal_path(output: str) -> Path:
     """
     if s3.is_url(output):
         return object_state(output, ".journal")
-    final = Path(os.path.realpath(output))
-    return final.with_name(f".{final.name}.journal")
+    return Path(hidden_beside(os.path.realpath(output))[0])
 
 
 def notes_path(output: str) -> Path:
     """Where the rows of an output in flight are noted."""
     return journal_path(output).with_suffix(".inflight")
+
+
+def hidden_beside(real: str) -> tuple[str, str]:
+    """The journal and the notes of an output that is no object. `real`: its real path."""
+    directory, name = os.path.split(real)
+    stem = os.path.join(directory, f".{name}")  # noqa: PTH118
+    return f"{stem}.journal", f"{stem}.inflight"
 
 
 @contextmanager

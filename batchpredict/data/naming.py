@@ -12,8 +12,8 @@ from pathlib import Path
 from batchpredict import s3
 from batchpredict.data import listing
 from batchpredict.data.formats import FORMATS
-from batchpredict.data.locations import STDIO, compression_of, identity, is_stream
-from batchpredict.data.locks import journal_path, notes_path
+from batchpredict.data.locations import STDIO, Identities, compression_of, is_stream
+from batchpredict.data.locks import hidden_beside
 from batchpredict.data.records import Shard
 from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
@@ -111,13 +111,14 @@ def _own_left_out(files: list[str], output_dir: str | None) -> list[str]:
     """Regular files that are neither hidden nor ours nor where outputs go."""
     target = None
     if output_dir and not s3.is_url(output_dir):
-        target = Path(os.path.expanduser(output_dir)).resolve()
+        target = os.path.join(os.path.realpath(os.path.expanduser(output_dir)), "")
+    identity = Identities().of
     return [
         file
         for file in files
         if os.path.isfile(file)
         and not is_own(file)
-        and not (target and Path(file).resolve().is_relative_to(target))
+        and not (target and identity(file).startswith(target))
     ]
 
 
@@ -259,12 +260,13 @@ def _output(job: Job, name: str, relative: str, formats: tuple[str, str]) -> str
 
 
 def _check_distinct(tasks: tuple[Task, ...]) -> None:
+    identity = Identities().of
     inputs = {identity(task.input): task.input for task in tasks if task.input != STDIO}
     written: dict[str, Task] = {}
     for task in tasks:
         files = [task.output, task.rejects, task.receipt, task.failed, task.failed_rejects]
         if not is_stream(task.output) and not s3.is_url(task.output):
-            files += [str(journal_path(task.output)), str(notes_path(task.output))]
+            files += hidden_beside(identity(task.output))
         for file in files:
             if file is None or is_stream(file):
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from batchpredict.counting import count
-from batchpredict.data.locations import identity, is_stream
+from batchpredict.data.locations import Identities, is_stream
 from batchpredict.data.naming import Task, tasks_of
 from batchpredict.errors import BatchPredictError, InputMissing, TryAgain, UsageError
 from batchpredict.job import Job
@@ -114,6 +114,7 @@ def _check_apart(jobs: Sequence[Job]) -> None:
     """Raise UsageError where two days would write the same file, or one a stream."""
     days: dict[Job, str] = {}
     written: dict[str, tuple[str, str]] = {}
+    identities = Identities()
     for job in jobs:
         date = str(job.date)
         if (day := days.setdefault(replace(job, date=None), date)) != date:
@@ -129,7 +130,7 @@ def _check_apart(jobs: Sequence[Job]) -> None:
                         f"{task.input}: a range of days is written to files, not to a stream; "
                         "name an --input_file and an --output_file"
                     )
-                day, source = written.setdefault(identity(file), (date, task.input))
+                day, source = written.setdefault(identities.of(file), (date, task.input))
                 if day != date and source == task.input:
                     raise _scored_twice(source, day, date)
                 if day != date:
