@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from batchpredict import __version__
 from batchpredict.errors import (
@@ -24,7 +23,6 @@ from batchpredict.errors import (
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
 from batchpredict.options import (
-    JOB_FILE,
     Place,
     input_options,
     lock_option,
@@ -34,6 +32,7 @@ from batchpredict.options import (
     predict_options,
     store_options,
 )
+from batchpredict.refused import ToldCommand, place_of, tell
 from batchpredict.run.current import one_run
 from batchpredict.signals import deferred, raise_on_signals, watch_signals
 
@@ -139,7 +138,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(cls=ToldCommand)
 @predict_options
 @click.pass_context
 def predict(
@@ -170,8 +169,13 @@ def predict(
     del options["progress"]
     if options["dry_run"]:
         return _rehearse(read_request(options, today))
-    metrics_dir = metrics_dir and place_of_run(metrics_dir, options, today)
-    with monitored(task_name(*named_paths(ctx)), Targets(metrics_dir, ping_url)) as watched:
+    name = task_name(*named_paths(ctx))
+    try:
+        metrics_dir = metrics_dir and place_of_run(metrics_dir, options, today)
+    except UsageError as error:
+        tell(name, Targets(None, ping_url), error)
+        raise
+    with monitored(name, Targets(metrics_dir, ping_url)) as watched:
         request = read_request(options, today)
         jobs = request.jobs()
         watched.jobs = tuple(jobs)
@@ -401,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        place = _place_of(error)
+        place = place_of(error)
         _say(f"error: {place}{error.format_message()} (see batchpredict --help)")
         return ConfigInvalid.exit_code if place else error.exit_code
     except BatchPredictError as error:
@@ -452,18 +456,6 @@ def _invoke(arguments: list[str]) -> int:
             return int(cli.invoke(context) or 0)
     except click.exceptions.Exit as error:  # --help and --version
         return error.exit_code
-
-
-def _place_of(error: click.ClickException) -> str:
-    """Where a value that is no use came from, if not from the command line."""
-    if not isinstance(error, click.BadParameter) or not error.ctx or not error.param:
-        return ""
-    source = error.ctx.get_parameter_source(error.param.name or "")
-    if source is ParameterSource.ENVIRONMENT:
-        return f"{error.param.envvar}: "
-    if source is ParameterSource.DEFAULT_MAP:
-        return f"{error.ctx.meta[JOB_FILE]}: "
-    return ""
 
 
 def _say(text: str, *, lines: bool = False) -> None:

@@ -19,10 +19,10 @@ PATHS = (
 _STORE_VARIABLE, _SERVICES_VARIABLE = "BATCHPREDICT_MODEL_STORE", "VCAP_SERVICES"
 
 
-def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
+def read_job_file(name: str, known: set[str], *, only_known: bool = False) -> dict[str, Any]:
     """Option values by name. Relative paths count from the job file's directory.
 
-    `known`: option names. Raises ConfigInvalid.
+    `known`: option names; others are wrong, or, with `only_known`, left out. Raises ConfigInvalid.
     """
     path = Path(name).expanduser()
     try:
@@ -32,6 +32,8 @@ def read_job_file(name: str, known: set[str]) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{name}: is not TOML: {error}") from error
     values = _normalised(name, values)
+    if only_known:
+        values = {key: value for key, value in values.items() if key in known}
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)

@@ -18,6 +18,8 @@ _FORMATS = click.Choice(["csv", "tsv", "jsonl", "json", "avro", "parquet"])
 JOB_FILE = "batchpredict.job"
 # Options of `predict` that are no fields of a Job.
 OF_THE_RUN = ("progress", "quiet", "verbose", "log_format", "metrics_dir", "ping_url")
+# What is looked for in a job file that is wrong elsewhere.
+_OF_TELLING = ("quiet", "log_format", "metrics_dir", "ping_url", "date", "dry_run")
 
 
 class _Lines(click.ParamType[Any]):
@@ -156,8 +158,11 @@ def _load_job_file(ctx: click.Context, param: click.Parameter, value: str | None
         known = {p.name or "" for p in ctx.command.params} - {"job", "help"}
         from batchpredict.jobfile import read_job_file
 
-        ctx.default_map = read_job_file(value, known)
         ctx.meta[JOB_FILE] = value
+        if ctx.resilient_parsing:
+            ctx.default_map = read_job_file(value, {*_OF_TELLING}, only_known=True)
+        else:
+            ctx.default_map = read_job_file(value, known)
     return value
 
 

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from batchpredict.cli import main
 from batchpredict.errors import UsageError
 from batchpredict.ops import pings
 from batchpredict.ops.task_names import TaskName
@@ -269,6 +270,72 @@ def test_no_address_on_the_command_line(tmp_path: Path, model: Path) -> None:
     done = predict(tmp_path, model, f"hc:{SECRET}")
     assert done.returncode == 2
     assert_kept_secret(tmp_path, done)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "arguments", "code", "words"),
+    [
+        ("inputfile = 'x'", [], 78, "night.toml: unknown option 'inputfile'"),
+        ("limit = 'many'", [], 78, "night.toml: Invalid value for '--limit'"),
+        ("column = 5", [], 78, "night.toml: column must be a table"),
+        ("", ["--imput_file=data.csv"], 2, "No such option"),
+        ("", ["--limit=many"], 2, "'--limit'"),
+        ("", ["--model"], 2, "'--model' requires an argument"),
+        ("", ["--output_dir="], 2, "'--output_dir'"),
+    ],
+)
+def test_a_slip_in_a_job_file_or_an_option(
+    tmp_path: Path, wrong: str, arguments: list[str], code: int, words: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """At night nobody reads what the command says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prom").mkdir()
+    with serving(Service()) as service:
+        (tmp_path / "night.toml").write_text(
+            f"input_file = 'data.csv'\nmodel = 'm'\nping_url = '{service.url}'\n"
+            f"metrics_dir = 'prom'\n{wrong}\n"
+        )
+        assert main(["--dry_run", "--job=night.toml", *arguments]) == code
+        assert service.requests == []
+        capfd.readouterr()
+        assert main(["--job=night.toml", *arguments]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert words in line
+    paths = [urlsplit(path).path for _, path, _ in service.requests]
+    assert paths == [f"/{SECRET}/start", f"/{SECRET}/{code}"]
+    assert f"ERROR {line.split('ERROR ')[1].split(' ', 1)[1].split(' (see')[0]}" in (
+        service.requests[1][2].decode()
+    )
+    text = (tmp_path / "prom" / "batchpredict_night.prom").read_text()
+    assert f'batchpredict_last_run_exit_code{{task="night"}} {code}.0' in text
+    assert 'batchpredict_last_success_timestamp_seconds{task="night"} 0.0' in text
+
+
+def test_what_is_known_of_a_call_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job file that is no TOML says nothing, and a call without an input is no task's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prom").mkdir()
+    (tmp_path / "night.toml").write_text("metrics_dir = 'prom'\nlimit = \n")
+    with serving(Service()) as service:
+        monkeypatch.setenv("BATCHPREDICT_PING_URL", service.url)
+        codes = [
+            main(arguments)
+            for arguments in (
+                ["--job=night.toml"],
+                ["--imput_file=data.csv", "--metrics_dir=prom"],
+                ["--input_file=data.csv", "--metrics_dir={dat}"],
+                ["--help"],
+            )
+        ]
+    assert codes == [78, 2, 2, 0]
+    paths = [urlsplit(path).path.rpartition("/")[2] for _, path, _ in service.requests]
+    assert paths == ["start", "78", "start", "2", "start", "2"]
+    assert not [*(tmp_path / "prom").iterdir()]
 
 
 # --- in this process
