@@ -26,8 +26,8 @@ from batchpredict.errors import TryAgain
 from batchpredict.model.outputs import HeadOptions
 from batchpredict.model.package import read_package
 from batchpredict.ops.retry import Request, retry
+from batchpredict.run import input_profile
 from batchpredict.run import profile as profiles
-from batchpredict.run import profiler as profilers
 from batchpredict.run.profile import (
     LOG,
     MOST_LABELS,
@@ -171,9 +171,9 @@ def sampling(block: int, rate: int) -> Iterator[None]:
     """A few rows are many."""
     with pytest.MonkeyPatch.context() as patch:
         head = 3 * block
-        patch.setattr(profilers, "SAMPLE", ((0, head, 1), (head, sys.maxsize, rate)))
-        patch.setattr(profilers, "BLOCK_ROWS", block)
-        patch.setattr(profilers, "_BLOCK_VALUES", 5)
+        patch.setattr(input_profile, "SAMPLE", ((0, head, 1), (head, sys.maxsize, rate)))
+        patch.setattr(input_profile, "BLOCK_ROWS", block)
+        patch.setattr(input_profile, "_BLOCK_VALUES", 5)
         yield
 
 

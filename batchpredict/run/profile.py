@@ -65,18 +65,23 @@ Counts = npt.NDArray[np.int64]
 Histogram = Mapping[int, int]
 
 
-def probability_keys(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The bin of each score; of one beyond [0, 1] the nearest."""
-    keys = (scores * np.float32(PROBABILITY_BINS)).astype(np.int64)
-    np.clip(keys, 0, PROBABILITY_BINS - 1, out=keys)
+def probability_keys(scores: npt.NDArray[np.float32], into: Counts | None = None) -> Counts:
+    """The bin of each score, of which there is one at least; of one beyond [0, 1] the nearest."""
+    keys = np.empty(len(scores), np.int64) if into is None else into
+    scaled = scores * np.float32(PROBABILITY_BINS)
+    if scaled.min() < 0 or scaled.max() >= PROBABILITY_BINS:
+        np.clip(scaled, 0, np.float32(PROBABILITY_BINS - 1), out=scaled)
+    np.copyto(keys, scaled, casting="unsafe")
     return keys
 
 
-def log_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def log_keys(values: npt.NDArray[np.float32], into: Counts | None = None) -> Counts:
     """The bin of each value, without NaN: the leading bits of its magnitude, with its sign."""
+    keys = np.empty(len(values), np.int64) if into is None else into
     bits = np.ascontiguousarray(values).view(np.uint32)
-    keys = ((bits & 0x7FFFFFFF) >> _LOW_BITS).astype(np.int64)
-    return np.where(bits >> 31, -keys, keys)
+    keys[:] = (bits & 0x7FFFFFFF) >> _LOW_BITS
+    np.negative(keys, out=keys, where=bits >= 1 << 31)
+    return keys
 
 
 def border(scale: str, key: int) -> float:
