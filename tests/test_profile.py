@@ -32,6 +32,7 @@ from batchpredict.run.profile import (
     LOG,
     MOST_LABELS,
     PROBABILITY,
+    SUM_UNIT,
     Column,
     Label,
     Profile,
@@ -50,6 +51,7 @@ from tests.test_laws import borders, sizes, texts, words, write_texts
 __all__ = ["words"]  # a fixture
 
 EMPTY = Profile("single_label", PROBABILITY)
+COLUMN = {"unit": "value", "nulls": 0, "min": 1, "max": 1, "sum": "1", "histogram": {"1": 1}}
 
 counts = st.integers(1, 10**12)
 histograms = st.dictionaries(st.integers(-1020, 1020), counts, max_size=5)
@@ -62,7 +64,7 @@ columns = st.builds(
     st.integers(0, 99),
     numbers,
     numbers,
-    numbers.map(Fraction),
+    numbers.map(lambda value: int(Fraction(value) * SUM_UNIT)),
     histograms,
 )
 made_profiles = st.builds(
@@ -115,11 +117,20 @@ def test_a_receipt_holds_all_of_a_profile(one: Profile) -> None:
         EMPTY.to_json() | {"values": {"1e99": 3}},
         EMPTY.to_json() | {"labels": {"a": {"rows": 1, "scores": {"1.5": 1}}}},
         EMPTY.to_json() | {"inputs": {"x": {"unit": "value"}}},
+        EMPTY.to_json() | {"inputs": {"x": COLUMN | {"sum": "1/3"}}},
+        EMPTY.to_json() | {"inputs": {"x": COLUMN | {"sum": "1/0"}}},
+        EMPTY.to_json() | {"inputs": {"x": COLUMN | {"sum": "1e9"}}},
     ],
 )
 def test_what_is_no_profile(content: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_profile(content)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "5/2", f"-7/{SUM_UNIT}"])
+def test_sums_are_read_as_they_are_written(text: str) -> None:
+    content = EMPTY.to_json() | {"inputs": {"x": COLUMN | {"sum": text}}}
+    assert read_profile(content).to_json()["inputs"]["x"]["sum"] == text
 
 
 def test_profiles_of_two_tasks_do_not_add_up() -> None:
@@ -221,8 +232,9 @@ def test_numbers_of_an_input_are_exact(sums: Scorer, rows: list[dict[str, Any]])
         assert not found or found["x"].mean is None
         return
     column = found["x"]
-    assert column.total == sum(Fraction(float(value)) for value in fed)
-    assert column.mean == float(column.total / len(fed))
+    total = sum(Fraction(float(value)) for value in fed)
+    assert column.total == total * SUM_UNIT
+    assert column.mean == float(total / len(fed))
     assert (column.low, column.high) == (float(min(fed)), float(max(fed)))
     assert column.nulls == 0
     keys = log_keys(np.array(fed, np.float32)).tolist()

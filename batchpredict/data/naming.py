@@ -81,6 +81,11 @@ def tasks_of(job: Job) -> tuple[tuple[Task, ...], tuple[InputMissing, ...]]:
     return tasks, tuple(missing)
 
 
+def is_named(task: Task, job: Job) -> bool:
+    """Whether the job names this input, by no folder or pattern, and no other."""
+    return [_user(name) for name in job.input_file] == [task.input]
+
+
 def _expand(name: str, output_dir: str | None) -> list[tuple[str, str]]:
     """(path, path relative to the directory or to the glob's fixed part) of each file meant."""
     if name == STDIO:

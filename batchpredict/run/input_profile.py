@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ from batchpredict.run.profile import (
     LOG_LIMIT,
     MOST_COLUMNS,
     SAMPLE,
-    SUM_UNIT,
     Column,
     parts_of_sum,
 )
@@ -137,14 +135,15 @@ def _binned(values: npt.NDArray[np.float32], weight: int) -> _Bins:
     begins[:, 0] = True
     np.not_equal(keys[:, 1:], keys[:, :-1], out=begins[:, 1:])
     at = np.flatnonzero(begins)
-    rows = np.diff(at, append=bits.size)
+    ends = np.append(at[1:], bits.size)
+    rows = ends - at
     bits = bits.ravel()
     return _Bins(
         at // values.shape[1] * _WIDTH + keys.ravel()[at],
         rows * weight,
         np.add.reduceat(bits & _BELOW, at, dtype=np.int64) * weight,
         bits[at],
-        bits[at + rows - 1],
+        bits[ends - 1],
     )
 
 
@@ -200,6 +199,6 @@ def _column(unit: str, bins: Sequence[_Told]) -> Column:
         # Of zeros the one without a sign, whichever came first.
         min(finite) + 0.0 if finite else None,
         max(finite) + 0.0 if finite else None,
-        Fraction(total, SUM_UNIT),
+        total,
         histogram,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchpredict import s3
 from batchpredict.data.drafts import unpublished
-from batchpredict.data.naming import Task
+from batchpredict.data.naming import Task, is_named
 from batchpredict.errors import ConfigInvalid, InputInvalid
 from batchpredict.job import Job
 from batchpredict.run.drift import Shift, compare, compare_inputs
@@ -56,12 +56,19 @@ class Monitor:
             return (pinned,)
         if self._task.shard is not None:  # its driver compares, the whole
             return ()
-        receipt, judged = self._task.receipt, self._job.max_drift is not None
-        # A request for each of a month's days is too much for what nobody has asked for.
-        if receipt is None or (s3.is_url(receipt) and not judged):
+        receipt = self._task.receipt
+        if receipt is None or not (self._job.max_drift is not None or self._is_cheap(receipt)):
             return ()
         found = earlier_runs(receipt, self._job, model)
         return tuple(run for run in found if _comparable(run.profile, kind))
+
+    def _is_cheap(self, receipt: str) -> bool:
+        """Whether to look for earlier runs where nobody has asked for it.
+
+        Not by a request for each day of a month, nor, where the inputs are many, by what may take
+        longer than to score one.
+        """
+        return is_named(self._task, self._job) and not s3.is_url(receipt)
 
     def conclude(self, publication: Publication, profile: Profile | None = None) -> None:
         """Give `publication` the profile and what it differs in. Raises InputInvalid where that is

@@ -30,7 +30,6 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -51,8 +50,9 @@ SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
 _MOST_CHARACTERS = 100
 # In a profile that is read: no more rows than fit a machine word, no longer sum than float32s have.
 _MOST_ROWS = (1 << 63) - 1
-_SUM = re.compile(r"-?[0-9]{1,120}(/[0-9]{1,120})?")
-SUM_UNIT = 1 << 149  # of which every float32 is a multiple
+_SUM = re.compile(r"(-?[0-9]{1,120})(?:/([0-9]{1,120}))?")
+_UNIT_BITS = 149
+SUM_UNIT = 1 << _UNIT_BITS  # a float32 is a multiple of its reciprocal
 # Bits of a float32's mantissa that are below its bin's border.
 _LOW_BITS = 21
 
@@ -125,20 +125,22 @@ class Label:
 
 @dataclass(frozen=True)
 class Column:
-    """One input. `low`, `high`: None where no value is finite; `total`: of the finite ones."""
+    """One input. `low`, `high`: None where no value is finite; `total`: of the finite ones, in
+    units of 1 / SUM_UNIT.
+    """
 
     unit: str
     nulls: int
     low: float | None
     high: float | None
-    total: Fraction
+    total: int
     histogram: Histogram
 
     @property
     def mean(self) -> float | None:
         """Of the finite values."""
         count = sum(rows for key, rows in self.histogram.items() if abs(key) < LOG_LIMIT)
-        return float(self.total / count) if count else None
+        return self.total / (SUM_UNIT * count) if count else None
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def _column(column: Column) -> dict[str, Any]:
         "min": number(column.low),
         "max": number(column.high),
         "mean": number(column.mean),
-        "sum": str(column.total),
+        "sum": _sum_text(column.total),
         "histogram": _histogram(LOG, column.histogram),
     }
 
@@ -332,8 +334,18 @@ def _read_column(content: Mapping[str, Any]) -> Column:
     )
 
 
-def _read_sum(text: Any) -> Fraction:
-    # Fraction also takes "1e400000000", and works on it for minutes.
-    if not isinstance(text, str) or not _SUM.fullmatch(text):
+def _sum_text(total: int) -> str:
+    """As a whole number, or as a fraction that cannot be reduced."""
+    zeros = min((total & -total).bit_length() - 1, _UNIT_BITS) if total else _UNIT_BITS
+    whole = str(total >> zeros)
+    return whole if zeros == _UNIT_BITS else f"{whole}/{1 << (_UNIT_BITS - zeros)}"
+
+
+def _read_sum(text: Any) -> int:
+    found = _SUM.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
         raise ValueError(f"{str(text)[:40]!r} is no sum")
-    return Fraction(text)
+    total, rest = divmod(int(found[1]) * SUM_UNIT, int(found[2] or 1))
+    if rest:
+        raise ValueError(f"{text[:40]!r} is no sum of float32 numbers")
+    return total

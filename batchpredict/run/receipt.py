@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,9 @@ class Receipt:
 
     def content(self) -> dict[str, Any]:
         """What JSON has of it; `receipt` is the version of this layout."""
-        content = {"receipt": 1} | asdict(self)
+        # `asdict` copies each of their numbers.
+        content = {"receipt": 1} | asdict(replace(self, profile=None, drift=None))
+        content |= {"profile": self.profile, "drift": self.drift}
         for name in ("message", "retried", "profile", "drift", "part", "nodes"):
             if content[name] is None:
                 del content[name]
