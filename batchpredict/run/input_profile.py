@@ -23,7 +23,7 @@ Bits = npt.NDArray[np.uint32]
 
 # Multiples of the golden ratio's fraction spread evenly over every period, so that none in the
 # input meets the sample's.
-_GOLDEN, _HASHES = np.uint64(0x9E3779B97F4A7C15), 1 << 64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Of inputs that are looked at together.
 _BLOCK_VALUES = 1 << 16
 # Bins that are kept before those of the same values are added up.
@@ -116,9 +116,12 @@ def _sampled(numbers: Numbers, begin: int, end: int, weight: int) -> Numbers | s
         if first > begin and last <= end:
             return slice(None)
         return slice(*np.searchsorted(numbers, (begin, end), "right").tolist())
+    # One block in each group of `weight`.
     low, high = max(first, begin + 1) - 1, min(last, end) - 1
-    blocks = np.arange(low // BLOCK_ROWS, high // BLOCK_ROWS + 1)
-    blocks = blocks[blocks.view(np.uint64) * _GOLDEN < np.uint64(_HASHES // weight)]
+    size = BLOCK_ROWS * weight
+    groups = np.arange(low // size, high // size + 1)
+    within = (groups.view(np.uint64) * _GOLDEN >> np.uint64(32)) * np.uint64(weight)
+    blocks = groups * weight + (within >> np.uint64(32)).view(np.int64)
     wanted = (blocks[:, None] * BLOCK_ROWS + np.arange(1, BLOCK_ROWS + 1)).ravel()
     if last - first + 1 == len(numbers):  # no row is left out
         return wanted[(wanted >= first) & (wanted <= last)] - first

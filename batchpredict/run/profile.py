@@ -39,6 +39,7 @@ import numpy.typing as npt
 
 PROBABILITY, LOG = "probability", "log"
 PROBABILITY_BINS = 20
+_ONE_BITS, _BELOW_ONE = 0x3F800000, np.nextafter(np.float32(1), np.float32(0))
 # Keys of `log` lie between -LOG_LIMIT and LOG_LIMIT, which stands for infinity.
 LOG_LIMIT = 1020
 MOST_LABELS = 100
@@ -65,23 +66,21 @@ Counts = npt.NDArray[np.int64]
 Histogram = Mapping[int, int]
 
 
-def probability_keys(scores: npt.NDArray[np.float32], into: Counts | None = None) -> Counts:
+def probability_keys(scores: npt.NDArray[np.float32]) -> Counts:
     """The bin of each score, of which there is one at least; of one beyond [0, 1] the nearest."""
-    keys = np.empty(len(scores), np.int64) if into is None else into
-    scaled = scores * np.float32(PROBABILITY_BINS)
-    if scaled.min() < 0 or scaled.max() >= PROBABILITY_BINS:
-        np.clip(scaled, 0, np.float32(PROBABILITY_BINS - 1), out=scaled)
-    np.copyto(keys, scaled, casting="unsafe")
+    # Bits of what is below 0 are above those of 1.
+    if scores.view(np.uint32).max() >= _ONE_BITS:
+        scores = np.clip(scores, 0, _BELOW_ONE)
+    keys = np.empty(len(scores), np.int64)
+    np.multiply(scores, np.float32(PROBABILITY_BINS), out=keys, casting="unsafe")
     return keys
 
 
-def log_keys(values: npt.NDArray[np.float32], into: Counts | None = None) -> Counts:
+def log_keys(values: npt.NDArray[np.float32]) -> Counts:
     """The bin of each value, without NaN: the leading bits of its magnitude, with its sign."""
-    keys = np.empty(len(values), np.int64) if into is None else into
     bits = np.ascontiguousarray(values).view(np.uint32)
-    keys[:] = (bits & 0x7FFFFFFF) >> _LOW_BITS
-    np.negative(keys, out=keys, where=bits >= 1 << 31)
-    return keys
+    keys = ((bits & 0x7FFFFFFF) >> _LOW_BITS).astype(np.int64)
+    return np.where(bits >> 31, -keys, keys)
 
 
 def border(scale: str, key: int) -> float:

@@ -77,21 +77,20 @@ class Profiler:
         self._rows += columns.num_rows
         if not columns.num_rows:
             return
-        prediction = columns.column(0)
         if self._task == "embedding":
-            self._tally.add(_norms(prediction))
+            self._tally.add(_norms(columns.column(0)))
         elif self._task == "regression":
             with np.errstate(over="ignore"):
-                self._tally.add(np.asarray(prediction).astype(np.float32))
+                self._tally.add(np.asarray(columns.column(0)).astype(np.float32))
         elif self._task == "multi_label":
-            self._add_texts(prediction.flatten(), None)
+            self._add_texts(columns.column(0).flatten(), None)
             for place, label in enumerate(self._known):
                 if (scores := self._scores_in(columns, f"score_{label}")) is not None:
                     self._tally.add(scores, place)
         else:
             scores = self._scores_in(columns, "score")
             if scored.places is None or scores is None:
-                self._add_texts(prediction, scores)
+                self._add_texts(columns.column(0), scores)
             else:
                 self._tally.add(scores, scored.places)
         if not self._tally.keeps:
@@ -177,26 +176,18 @@ class _Tally:
         self.keeps = span <= _MOST_KEYS
         self._counts = np.zeros(span if self.keeps else 0, np.int64)
         self._sparse: Counter[int] = Counter()
-        # Kept, as new ones of this size would come from the system, page by page, each time.
-        self._keys = self._begins = np.empty(0, np.int64)
 
     def add(self, values: Floats, places: Numbers | int = 0) -> None:
         """`places`: of the values' things, or of that of them all."""
-        size = min(len(values), _MOST_ROWS)
-        if len(self._keys) < size:
-            self._keys, self._begins = np.empty((2, size), np.int64)
         keys_of = probability_keys if self._scale == PROBABILITY else log_keys
         for start in range(0, len(values), _MOST_ROWS):
-            part = values[start : start + _MOST_ROWS]
-            keys, begins = self._keys[: len(part)], self._begins[: len(part)]
-            keys_of(part, keys)
+            keys = keys_of(values[start : start + _MOST_ROWS])
+            if self._first:
+                keys -= self._first
             if isinstance(places, int):
-                keys += places * self._width - self._first
+                keys += places * self._width
             else:
-                np.multiply(places[start : start + _MOST_ROWS], self._width, out=begins)
-                keys += begins
-                if self._first:
-                    keys -= self._first
+                keys += places[start : start + _MOST_ROWS] * self._width
             if self.keeps:
                 self._counts += np.bincount(keys, minlength=len(self._counts))
             else:
