@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,25 +94,38 @@ class TabularEncoder:
 
     def measured(self, prepared: Prepared, indices: npt.NDArray[np.int64], most: int) -> Measured:
         """Numbers as they are fed, but for missing ones; characters of texts."""
-        names = self.columns[:most]
-        values = np.empty((len(names), len(indices)), np.float32)
-        left = dict(zip(names, values, strict=True))
-        units = {}
-        with np.errstate(over="ignore"):
-            for item in self.inputs:
-                if not left:
-                    break
-                fed = prepared.payload[item.name][indices]
-                is_text = item.dtype == "string"
-                for place, name in enumerate(item.columns):
-                    if (into := left.pop(name, None)) is not None:
-                        column = fed if item.flat else fed[:, place]
-                        units[name] = "characters" if is_text else "value"
-                        into[:] = list(map(len, column.tolist())) if is_text else column
-        for name, missing in prepared.missing.items():
-            if name in units:
-                values[list(units).index(name), missing[indices]] = np.nan
+        sources = self._sources[:most]
+        values = np.empty((len(sources), len(indices)), np.float32)
+        fed_to, fed = "", values
+        for into, (name, item, place) in zip(values, sources, strict=True):
+            if item.name != fed_to:
+                fed_to, fed = item.name, prepared.payload[item.name][indices]
+            column = fed if item.flat else fed[:, place]
+            into[:] = _numbers(column, item.dtype)
+            if name in prepared.missing:
+                into[prepared.missing[name][indices]] = np.nan
+        units = {
+            name: "characters" if item.dtype == "string" else "value" for name, item, _ in sources
+        }
         return Measured(units, values)
+
+    @cached_property
+    def _sources(self) -> tuple[tuple[str, BoundInput, int], ...]:
+        """For each column the first input that has it, and its place there."""
+        found: dict[str, tuple[str, BoundInput, int]] = {}
+        for item in self.inputs:
+            for place, name in enumerate(item.columns):
+                found.setdefault(name, (name, item, place))
+        return tuple(found.values())
+
+
+def _numbers(column: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any] | list[int]:
+    if dtype == "string":
+        return list(map(len, column.tolist()))
+    if dtype == "float64":
+        with np.errstate(over="ignore"):
+            return column.astype(np.float32)
+    return column
 
 
 def _substitute(item: BoundInput) -> bool | int | float | str | None:

@@ -24,6 +24,7 @@ Bits = npt.NDArray[np.uint32]
 # Multiples of the golden ratio's fraction spread evenly over every period, so that none in the
 # input meets the sample's.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GROUPS = 64
 # Of inputs that are looked at together.
 _BLOCK_VALUES = 1 << 16
 # Bins that are kept before those of the same values are added up.
@@ -58,6 +59,7 @@ class InputProfile:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self._sample = _Sample()
         self._units: dict[str, str] = {}
         self._block: list[npt.NDArray[np.float32]] = []
         self._filled, self._weight = 0, 1
@@ -69,7 +71,7 @@ class InputProfile:
         first, last = int(numbers[0]), int(numbers[-1])
         for begin, end, weight in SAMPLE:
             if first <= end and last > begin:
-                self._take(prepared, indices[_sampled(numbers, begin, end, weight)], weight)
+                self._take(prepared, indices[self._sample.among(numbers, begin, end, weight)], weight)
 
     def _take(self, prepared: Prepared, rows: Numbers, weight: int) -> None:
         if not len(rows):
@@ -109,24 +111,49 @@ class InputProfile:
         return found
 
 
-def _sampled(numbers: Numbers, begin: int, end: int, weight: int) -> Numbers | slice:
-    """Of the rows above `begin`, up to `end`, those that one in `weight` is: places among them."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    if weight == 1:
-        if first > begin and last <= end:
-            return slice(None)
-        return slice(*np.searchsorted(numbers, (begin, end), "right").tolist())
-    # One block in each group of `weight`.
-    low, high = max(first, begin + 1) - 1, min(last, end) - 1
-    size = BLOCK_ROWS * weight
-    groups = np.arange(low // size, high // size + 1)
+class _Sample:
+    """Which rows of the input are looked at.
+
+    Their numbers are kept for many blocks, as by the next window the caches have forgotten all
+    that it takes to find them.
+    """
+
+    def __init__(self) -> None:
+        self._stretch = (0, 0)
+        self._numbers = np.empty(0, np.int64)
+
+    def among(self, numbers: Numbers, begin: int, end: int, weight: int) -> Numbers | slice:
+        """Of the rows above `begin`, up to `end`, those that one in `weight` is: places among
+        `numbers`.
+        """
+        first, last = int(numbers[0]), int(numbers[-1])
+        if weight == 1:
+            if first > begin and last <= end:
+                return slice(None)
+            return slice(*numbers.searchsorted((begin, end), "right").tolist())
+        wanted = self._between(max(first, begin + 1), min(last, end), weight)
+        if last - first + 1 == len(numbers):  # no row is left out
+            return wanted - first
+        places = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        return np.asarray(places[numbers[places] == wanted])
+
+    def _between(self, first: int, last: int, weight: int) -> Numbers:
+        rows = BLOCK_ROWS * weight * _GROUPS
+        parts = []
+        for number in range((first - 1) // rows, (last - 1) // rows + 1):
+            if self._stretch != (weight, number):
+                self._stretch, self._numbers = (weight, number), _stretch(weight, number)
+            begin, end = self._numbers.searchsorted((first, last + 1)).tolist()
+            parts.append(self._numbers[begin:end])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _stretch(weight: int, number: int) -> Numbers:
+    """Rows of one block in each of _GROUPS groups of `weight`."""
+    groups = np.arange(number * _GROUPS, (number + 1) * _GROUPS)
     within = (groups.view(np.uint64) * _GOLDEN >> np.uint64(32)) * np.uint64(weight)
     blocks = groups * weight + (within >> np.uint64(32)).view(np.int64)
-    wanted = (blocks[:, None] * BLOCK_ROWS + np.arange(1, BLOCK_ROWS + 1)).ravel()
-    if last - first + 1 == len(numbers):  # no row is left out
-        return wanted[(wanted >= first) & (wanted <= last)] - first
-    places = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-    return np.asarray(places[numbers[places] == wanted])
+    return (blocks[:, None] * BLOCK_ROWS + np.arange(1, BLOCK_ROWS + 1)).ravel()
 
 
 def _binned(values: npt.NDArray[np.float32], weight: int) -> _Bins:

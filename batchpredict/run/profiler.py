@@ -36,8 +36,8 @@ Floats = npt.NDArray[np.float32]
 # Of each scale, how many bins there can be, and the key of the first.
 _WIDTHS = {PROBABILITY: PROBABILITY_BINS, LOG: 2 * LOG_LIMIT + 1}
 _FIRSTS = {PROBABILITY: 0, LOG: -LOG_LIMIT}
-# Of predictions that are looked at together.
-_MOST_ROWS = 1 << 14
+# Of predictions that wait for being counted.
+_MOST_ROWS = 1 << 16
 # Of keys that are counted in an array of their own.
 _MOST_KEYS = 1 << 17
 _MOST_VECTORS = 1024
@@ -54,6 +54,7 @@ class Profiler:
         self._task = head.task
         self._prefix = head.options.prefix
         self._known = head.labels
+        self._columns: dict[str, int] = {}  # places by name
         self._scale = PROBABILITY if head.score_is_probability else LOG
         self._rows = 0
         self._labels: Counter[str] = Counter()
@@ -99,11 +100,13 @@ class Profiler:
         numbers = rows if len(rows) == len(indices) else rows[indices]
         self._inputs.add(numbers, prepared, indices)
 
-    def _scores_in(self, columns: pa.RecordBatch, name: str) -> Floats | None:
-        place = columns.schema.get_field_index(self._prefix + name)
-        return np.asarray(columns.column(place)) if place >= 0 else None
+    def _scores_in(self, columns: pa.RecordBatch, name: str) -> pa.Array | None:
+        if name not in self._columns:
+            self._columns[name] = columns.schema.get_field_index(self._prefix + name)
+        place = self._columns[name]
+        return columns.column(place) if place >= 0 else None
 
-    def _add_texts(self, labels: pa.Array, scores: Floats | None) -> None:
+    def _add_texts(self, labels: pa.Array, scores: pa.Array | None) -> None:
         """Count labels whose places are not known."""
         encoded = labels.dictionary_encode("encode")
         names = tuple(map(str, encoded.dictionary.to_pylist()))
@@ -176,26 +179,34 @@ class _Tally:
         self.keeps = span <= _MOST_KEYS
         self._counts = np.zeros(span if self.keeps else 0, np.int64)
         self._sparse: Counter[int] = Counter()
+        # Several windows one after the other: by the next one the caches have all forgotten.
+        self._waiting: list[tuple[Floats | pa.Array, Numbers | int]] = []
+        self._rows = 0
 
-    def add(self, values: Floats, places: Numbers | int = 0) -> None:
-        """`places`: of the values' things, or of that of them all."""
+    def add(self, values: Floats | pa.Array, places: Numbers | int = 0) -> None:
+        """`values`: float32. `places`: of their things, or of that of them all."""
+        self._waiting.append((values, places))
+        self._rows += len(values)
+        if self._rows > _MOST_ROWS:
+            self._count()
+
+    def _count(self) -> None:
         keys_of = probability_keys if self._scale == PROBABILITY else log_keys
-        for start in range(0, len(values), _MOST_ROWS):
-            keys = keys_of(values[start : start + _MOST_ROWS])
+        for values, places in self._waiting:
+            keys = keys_of(np.asarray(values))
+            keys += places * self._width
             if self._first:
                 keys -= self._first
-            if isinstance(places, int):
-                keys += places * self._width
-            else:
-                keys += places[start : start + _MOST_ROWS] * self._width
             if self.keeps:
                 self._counts += np.bincount(keys, minlength=len(self._counts))
             else:
                 found, rows = np.unique(keys, return_counts=True)
                 self._sparse.update(dict(zip(found.tolist(), rows.tolist(), strict=True)))
+        self._waiting, self._rows = [], 0
 
     def taken(self) -> Iterator[tuple[int, int, int]]:
         """Thing, bin and rows of all values, which it forgets."""
+        self._count()
         found = np.flatnonzero(self._counts)
         rows = self._counts[found].tolist()
         self._counts[found] = 0
