@@ -731,7 +731,7 @@ def test_damage_is_told_by_the_reader_of_its_shard_as_by_one_of_all(
     cut = data.draw(st.booleans())
     damaged = whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :]
     chosen = selection("record", model=("text",))
-    outcomes = []
+    outcomes: list[Any] = []
     for read in (read_whole, read_by_shards):
         try:
             outcomes.append([row for _, numbers, *_ in read(damaged, chosen, shard_bytes=700)

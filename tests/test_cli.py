@@ -892,7 +892,7 @@ def test_a_log_line_every_30_seconds(
     watch = progress.Progress(False)
     for second in range(0, 91, 5):
         clock.now = 100.0 + second
-        watch(Counts(read=1000 * second), source)  # type: ignore[arg-type]
+        watch(Counts(read=1000 * second), source)
     watch.close()
     assert caplog.messages == [
         f"data.csv: {1000 * second:,} rows (25%), 1,000 rows/s" for second in (30, 60, 90)

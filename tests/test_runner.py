@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchpredict.data.sources import InputSource
 from batchpredict.errors import InputInvalid, InputMissing, UsageError
 from batchpredict.job import Job
 from batchpredict.run import planning, runner
+from batchpredict.run.progress import Seen
 from batchpredict.run.receipt import Counts
 from tests import models
 from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
@@ -150,7 +150,7 @@ def told(tmp_path: Path, model: Path, source: Path, **options: Any) -> list[int]
     """Rows read when the watcher was told, of a job that fails."""
     seen: list[int] = []
 
-    def watch(counts: Counts, source: InputSource) -> None:
+    def watch(counts: Counts, source: Seen) -> None:
         seen.append(counts.read)
 
     job = Job((str(source),), str(model), output_file=str(tmp_path / "out.csv"), **options)

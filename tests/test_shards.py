@@ -117,7 +117,7 @@ def check(found: list[tuple[Row, bool]], part: Reading) -> list[Shard]:
         assert [(s.number, s.row, s.rows) for s in shards] == [(0, 1, 0)]
     assert [row.number for row, breaks in found if breaks] == [shard.row for shard in shards[1:]]
     for shard, group in zip(shards, groups, strict=False):
-        alone = []
+        alone: list[Any] = []
         for row, breaks in part.rows(shard):
             if len(alone) == shard.rows:
                 assert breaks

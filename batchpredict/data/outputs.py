@@ -25,13 +25,6 @@ _MOST_SMALL = 16 << 20
 class Publishable(Protocol):
     """An output before it is visible. Raises OutputNotCreatable, OutputWriteFailed, Unavailable."""
 
-    def cut(self) -> int:
-        """End the compressed member that is being written: what follows begins another one.
-
-        The bytes stored so far, which hold everything written until now.
-        """
-        ...
-
     def finish(self) -> Published:
         """Make every byte durable; nothing is visible yet."""
         ...
@@ -49,6 +42,13 @@ class OutputDraft(Publishable, Protocol):
     """An output being written. `stream`: where to write."""
 
     stream: BinaryIO
+
+    def cut(self) -> int:
+        """End the compressed member that is being written: what follows begins another one.
+
+        The bytes stored so far, which hold everything written until now.
+        """
+        ...
 
 
 def draft_of(

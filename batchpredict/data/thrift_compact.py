@@ -165,7 +165,7 @@ def _value(kind: int, value: Any) -> bytes:
     if kind == DOUBLE:
         return bytes(value)
     if kind == BINARY:
-        return varint(len(value)) + value
+        return varint(len(value)) + bytes(value)
     if kind == STRUCT:
         return value if isinstance(value, bytes) else spelled(value)
     head = list_head(value.type, len(value.elements))

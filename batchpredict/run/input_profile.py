@@ -71,7 +71,9 @@ class InputProfile:
         first, last = int(numbers[0]), int(numbers[-1])
         for begin, end, weight in SAMPLE:
             if first <= end and last > begin:
-                self._take(prepared, indices[self._sample.among(numbers, begin, end, weight)], weight)
+                self._take(
+                    prepared, indices[self._sample.among(numbers, begin, end, weight)], weight
+                )
 
     def _take(self, prepared: Prepared, rows: Numbers, weight: int) -> None:
         if not len(rows):

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def parts_folder(output: str, parts: Sequence[ScoredPart], suffix: str) -> Publi
     names = [f"part-{n:05d}{suffix}{compression_of(output)}" for n in range(len(parts))]
     files = {name: part.task.output for name, part in zip(names, parts, strict=True)}
     manifest = _manifest(parts, names, suffix)
-    kind = _Objects if s3.is_url(output) else _Folder
+    kind: Callable[..., Publishable] = _Objects if s3.is_url(output) else _Folder
     return kind(output, files, manifest)
 
 
