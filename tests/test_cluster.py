@@ -48,7 +48,7 @@ def _cluster() -> Iterator[None]:
     """One for all tests of this file: a run joins the one its process is connected to."""
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=80 << 20,
@@ -182,7 +182,7 @@ def test_a_text_job_gives_the_same_bytes(
 def test_a_tabular_job_gives_the_same_bytes(
     sources: list[Path], classifier: Path, tmp_path: Path
 ) -> None:
-    receipts = same_on_cluster(sources, classifier, tmp_path, actors="1:3")
+    receipts = same_on_cluster(sources, classifier, tmp_path, actors="1:2")
     assert all(receipt["rejects"]["codes"] for receipt in receipts)
 
 
@@ -353,9 +353,9 @@ def test_actors_that_are_killed_change_nothing(classifier: Path, tmp_path: Path)
     def kill(counts: Counts, _: Any) -> None:
         if len(killed) < 6 and counts.read:
             actors = [p for p in psutil.process_iter() if is_actor(p)]
-            victim = random.Random(len(killed)).choice(actors)
-            victim.kill()
-            killed.append(victim.pid)
+            for victim in actors[:1]:  # there may be none just now
+                victim.kill()
+                killed.append(victim.pid)
 
     watched(source, classifier, there, kill, actors="3")
     assert len(killed) > 2

@@ -106,7 +106,9 @@ class Publication:
     def end_body(self, windows: list[tuple[int, int]]) -> None:
         """Told when all rows are written. `windows`: of each its rows, and how many are rejects."""
         if self._body is not None:
-            self._body |= {"end": self.cut(), "windows": windows}
+            # A compressed array is one part, and nothing is told apart in it.
+            is_alone = self._task.output_format == "json" and self._compression
+            self._body |= {"end": 0 if is_alone else self.cut(), "windows": windows}
 
     def abandon_output(self) -> None:
         """Give the room back that an output takes which will not be published."""

@@ -23,6 +23,7 @@ from batchpredict.cgroup import effective_cores
 from batchpredict.data.naming import Task
 from batchpredict.errors import ConfigInvalid, TryAgain
 from batchpredict.job import Job
+from batchpredict.light_imports import light_imports
 from batchpredict.run.receipt import Counts, NodeWork
 from batchpredict.run.worker import About, Answer, Look, Problem, Setup, Worker, about
 from batchpredict.signals import check_signals
@@ -48,7 +49,8 @@ class _Actor:
     """A Worker, and where it is."""
 
     def __init__(self, setup: Setup) -> None:
-        self._worker = Worker(setup)
+        with light_imports():
+            self._worker = Worker(setup)
         self._node = ray.util.get_node_ip_address()
 
     def check(self) -> tuple[str, About | Problem]:
