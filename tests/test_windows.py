@@ -26,7 +26,7 @@ class Row:
     weight: int | None
 
 
-def block_of(rows: Sequence[Row]) -> Records:
+def block_of(rows: Sequence[Row], breaks: Sequence[int] = ()) -> Records:
     good = [row for row in rows if row.weight is not None]
     numbers = np.array([row.number for row in good], np.int64)
     texts = [str(row.number) for row in good]
@@ -43,6 +43,7 @@ def block_of(rows: Sequence[Row]) -> Records:
             if row.weight is None
         ),
         offsets=numbers * 100,
+        breaks=tuple(row.number for row in rows if row.number in breaks),
     )
 
 
@@ -63,10 +64,14 @@ def rows_of(window: Records) -> list[Row]:
     return [Row(number, weights.get(number)) for number in sorted([*numbers, *lost])]
 
 
-def expected(rows: Sequence[Row], most: int, size: int, limit: int | None) -> list[list[Row]]:
+def expected(
+    rows: Sequence[Row], most: int, size: int, limit: int | None, breaks: Sequence[int] = ()
+) -> list[list[Row]]:
     """The definition, row by row."""
     found: list[list[Row]] = [[]]
     for row in rows[:limit]:
+        if row.number in breaks:
+            found.append([])
         found[-1].append(row)
         if len(found[-1]) == most or sum(one.weight or 0 for one in found[-1]) >= size:
             found.append([])
@@ -91,6 +96,41 @@ def test_windows_follow_from_the_rows_alone(
     made = windows(map(block_of, blocks), most, size, limit)
     found = [rows_of(window) for window in made]
     assert [window for window in found if window] == expected(rows, most, size, limit)
+
+
+@given(
+    inputs(),
+    st.lists(st.integers(2, 40), max_size=8),
+    st.integers(1, 12),
+    st.integers(1, 100),
+    st.one_of(st.none(), st.integers(0, 45)),
+)
+def test_windows_begin_anew_with_each_shard(
+    given_input: tuple[list[Row], list[list[Row]]],
+    breaks: list[int],
+    most: int,
+    size: int,
+    limit: int | None,
+) -> None:
+    rows, blocks = given_input
+    made = windows((block_of(block, breaks) for block in blocks), most, size, limit)
+    found = [rows_of(window) for window in made]
+    assert [window for window in found if window] == expected(rows, most, size, limit, breaks)
+
+
+@given(inputs(), st.lists(st.integers(2, 40), max_size=8), st.integers(1, 12))
+def test_windows_of_a_shard_read_by_itself_are_those_of_the_whole(
+    given_input: tuple[list[Row], list[list[Row]]], breaks: list[int], most: int
+) -> None:
+    rows, blocks = given_input
+    made = windows((block_of(block, breaks) for block in blocks), most, 50, None)
+    borders = sorted({1, *(row for row in breaks if row <= len(rows)), len(rows) + 1})
+    alone = []
+    for begin, end in itertools.pairwise(borders):
+        left = ([row for row in block if row.number >= begin] for block in blocks)
+        later = [row for row in breaks if row > begin]
+        alone += list(windows((block_of(b, later) for b in left), most, 50, end - begin))
+    assert [rows_of(window) for window in made] == [rows_of(window) for window in alone]
 
 
 @given(inputs(), st.integers(1, 12), st.integers(1, 100))
