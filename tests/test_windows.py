@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchpredict.data.records import Records, Reject
@@ -104,6 +104,13 @@ def test_windows_follow_from_the_rows_alone(
     st.integers(1, 12),
     st.integers(1, 100),
     st.one_of(st.none(), st.integers(0, 45)),
+)
+@example(
+    ([*map(Row, (1, 2, 3, 4), (1, 1, 1, 1))], [[Row(1, 1)], [Row(2, 1), Row(3, 1), Row(4, 1)]]),
+    [2],
+    2,
+    99,
+    None,
 )
 def test_windows_begin_anew_with_each_shard(
     given_input: tuple[list[Row], list[list[Row]]],
