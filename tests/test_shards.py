@@ -121,7 +121,7 @@ def check(found: list[tuple[Row, bool]], part: Reading) -> list[Shard]:
         assert [(s.number, s.row, s.rows) for s in shards] == [(0, 1, 0)]
     assert [row.number for row, breaks in found if breaks] == [shard.row for shard in shards[1:]]
     for shard, group in zip(shards, groups, strict=False):
-        alone: list[Any] = []
+        alone: list[Row] = []
         for row, breaks in part.rows(shard):
             if len(alone) == shard.rows:
                 assert breaks
@@ -235,9 +235,7 @@ def test_shards_of_json_lines_are_those_of_its_rows(
         check(found, replace(whole, step=steps[2]))
 
 
-def shards_of(
-    format: str, data: bytes, **dialect: Any
-) -> list[tuple[int, int, int, int, int | None]]:
+def shards_of(format: str, data: bytes, **dialect: Any) -> list[tuple[int, int, int, int | None]]:
     """Checked and without their numbers: start, row, line, rows."""
     reading = Reading(format, data, Dialect(**dialect))
     return [(s.start, s.row, s.line, s.rows) for s in check(list(reading.rows()), reading)]
