@@ -7,8 +7,9 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchpredict.data import avro, parquet
+from batchpredict import s3
+from batchpredict.data import avro, parquet, thrift_compact
 from batchpredict.data import csv as csv_format
 from batchpredict.data import json as json_format
 from batchpredict.data.drafts import Draft
@@ -39,7 +41,8 @@ from batchpredict.data.records import (
     take,
 )
 from batchpredict.data.sources import source_of
-from batchpredict.data.thrift_compact import parse, spelled
+from batchpredict.data.thrift_compact import Field, List, Malformed, Struct, parse, spelled
+from batchpredict.errors import InputMissing, TryAgain
 from tests.sources import MemorySource
 from tests.test_avro import CODECS, file_of
 
@@ -353,3 +356,95 @@ def test_avro(
     read: list[Any] = list(fastavro.reader(io.BytesIO(out)))
     assert [(row["a"], row["b"]) for row in read] == rows
     assert [row["prediction"] for row in read] == scored(0, len(rows))["prediction"].to_pylist()
+
+
+@pytest.mark.parametrize("groups", [13, 14, 15, 16, 127, 128, 129])
+def test_footers_are_spelled_as_pyarrow_spells_them(groups: int) -> None:
+    """The heads of lists grow with their length."""
+    table = pa.table({"n": column(pa.int64(), range(groups))})
+    check_parquet(table, tuple(range(1, groups)), "record", 1)
+
+
+def test_the_codec_takes_whatever_the_protocol_has() -> None:
+    everything = Struct(
+        [
+            Field(1, thrift_compact.TRUE, True),
+            Field(17, thrift_compact.FALSE, False),
+            Field(16, thrift_compact.BYTE, 200),
+            Field(-3, thrift_compact.I16, -(2**15)),
+            Field(40, thrift_compact.I64, 2**63 - 1),
+            Field(41, thrift_compact.DOUBLE, b"12345678"),
+            Field(42, thrift_compact.LIST, List(thrift_compact.TRUE, [True, False])),
+            Field(43, thrift_compact.SET, List(thrift_compact.BINARY, [b"x" * 300] * 20)),
+            Field(44, thrift_compact.STRUCT, Struct([Field(1, thrift_compact.I32, -1)])),
+        ]
+    )
+    data = spelled(everything)
+    parsed, size = parse(data + b"more")
+    assert size == len(data)
+    assert spelled(parsed) == data
+    assert parsed.get(-3) == -(2**15)
+    assert parsed.get(44).get(1) == -1
+    for end in range(len(data)):
+        with pytest.raises(Malformed):
+            parse(data[:end])
+    for bad in (b"\x1b\x00", b"\x16" + b"\xff" * 11, b"\x1c" * 200):
+        with pytest.raises(Malformed):
+            parse(bad)
+
+
+def rewritten(part: Part, ordinal: bool) -> Part:
+    """A part whose row groups are numbered, or whose footer is another one."""
+    data = Path(part.name).read_bytes()
+    footer, _ = parse(data[part.end : -8])
+    if ordinal:
+        for group in footer.get(4).elements:
+            group.fields.append(Field(7, thrift_compact.I16, 0))
+    else:
+        footer.put(6, b"another writer")
+    changed = spelled(footer)
+    ending = changed + len(changed).to_bytes(4, "little") + b"PAR1"
+    Path(part.name).write_bytes(data[: part.end] + ending)
+    return replace(part, size=part.end + len(ending))
+
+
+def test_row_groups_are_numbered_anew_and_writers_are_not_mixed(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": range(9)}), tmp_path / "in.parquet")
+    made = parts(parquet_run(tmp_path / "in.parquet", "record", (3, 6)), tmp_path)
+    made = [rewritten(part, ordinal=True) for part in made]
+    data = b"".join(map(bytes, parquet.join(made)))
+    footer, _ = parse(data[-8 - int.from_bytes(data[-8:-4], "little") : -8])
+    assert [group.get(7) for group in footer.get(4).elements] == [0, 1, 2]
+    assert pq.read_table(io.BytesIO(data))["n"].to_pylist() == list(range(9))
+    with pytest.raises(TryAgain, match="was not written as the first part was"):
+        list(parquet.join([made[0], rewritten(made[1], ordinal=False)]))
+    garbled = replace(made[2], end=made[2].end + 1)
+    with pytest.raises(TryAgain, match="has another end than was written"):
+        list(parquet.join([garbled]))
+
+
+def test_parts_that_are_others_by_now(tmp_path: Path) -> None:
+    run = json_run([("a", 1)] * 9, (3, 6), "", "record", True, False, to_array=False)
+    made = parts(run, tmp_path)
+    with pytest.raises(TryAgain, match=r"has \d+ bytes, not the \d+ written"):
+        list(json_format.join([made[0], replace(made[1], size=made[1].size - 1)]))
+    joining = json_format.join(made)
+    next(joining)
+    os.utime(made[0].name, (1, 1))
+    with pytest.raises(TryAgain, match="changed while it was read"):
+        list(joining)
+    Path(made[2].name).unlink()
+    with pytest.raises(InputMissing, match=made[2].name):
+        list(json_format.join(made[1:]))
+
+
+def test_parts_in_a_store(tmp_path: Path, s3_bucket: str) -> None:
+    """As many bytes are asked for as are needed, each part from its first row on."""
+    run = json_run([("a", 1)] * 9, (3, 6), ".gz", "record", True, False, to_array=False)
+    made = parts(run, tmp_path)
+    stored = []
+    for number, part in enumerate(made):
+        url = f"s3://{s3_bucket}/{number}.gz"
+        s3.store().write(s3.parse(url), Path(part.name).read_bytes())
+        stored.append(replace(part, name=url))
+    assert b"".join(map(bytes, json_format.join(stored))) == local(run, tmp_path)

@@ -167,7 +167,7 @@ def _value(kind: int, value: Any) -> bytes:
     if kind == BINARY:
         return varint(len(value)) + bytes(value)
     if kind == STRUCT:
-        return value if isinstance(value, bytes) else spelled(value)
+        return bytes(value) if isinstance(value, bytes) else spelled(value)
     head = list_head(value.type, len(value.elements))
     if value.type in (TRUE, FALSE):
         return head + bytes(TRUE if element else FALSE for element in value.elements)
