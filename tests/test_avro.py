@@ -764,3 +764,13 @@ def test_a_damaged_block_without_rows_is_told_too() -> None:
             read_by_shards(data, selection("record"), shard_bytes=size)
         with pytest.raises(InputInvalid, match="row 4 cannot be read"):
             read_whole(data, selection("record"), shard_bytes=size)
+
+
+def test_rows_of_no_bytes_are_bounded_in_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(avro_container, "_MOST_EMPTY_ROWS", 10)
+    data = file_of({"type": "record", "name": "Nothing", "fields": []}, [{}] * 4)
+    data += 3 * (zigzag(4) + zigzag(0) + SYNC)
+    for read in (read_whole, read_by_shards):
+        assert len(read(data, selection("record"), shard_bytes=1)) == 4
+        with pytest.raises(InputInvalid, match="states 4 rows in 0 bytes"):
+            read(data, selection("record"))

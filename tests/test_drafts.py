@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import shutil
 import subprocess
@@ -119,14 +120,33 @@ def test_a_cut_that_fails_is_never_finished(
     def full(file: int, data: Any) -> int:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OutputWriteFailed, match="no space"):
-        draft.cut()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OutputWriteFailed, match="no space"):
+            draft.cut()
     with pytest.raises(OutputWriteFailed, match="is incomplete; "):
         draft.finish()
     draft.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cut_that_is_interrupted_is_never_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = Draft(str(tmp_path / "out.gz"), ".gz")
+    draft.stream.write(b"one")
+
+    def interrupted(file: gzip.GzipFile) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gzip.GzipFile, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            draft.cut()
+    draft.stream.write(b"two")
+    with pytest.raises(OutputWriteFailed, match="is incomplete; "):
+        draft.finish()
+    draft.abandon()
 
 
 @pytest.mark.parametrize("kind", ["", ".gz"])
