@@ -66,10 +66,11 @@ class _Input:
 
     def varint(self) -> int:
         number = 0
-        for index in range(_LONGEST_VARINT):
-            byte = self.take(1)[0]
+        begin = self.position
+        for index, byte in enumerate(self._data[begin : begin + _LONGEST_VARINT]):
             number |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
+                self.position = begin + index + 1
                 return number
         raise Malformed("a number has no end")
 
