@@ -168,7 +168,7 @@ def _value(kind: int, value: Any) -> bytes:
     if kind == BINARY:
         return varint(len(value)) + bytes(value)
     if kind == STRUCT:
-        return bytes(value) if isinstance(value, bytes) else spelled(value)
+        return spelled(value) if isinstance(value, Struct) else bytes(value)
     head = list_head(value.type, len(value.elements))
     if value.type in (TRUE, FALSE):
         return head + bytes(TRUE if element else FALSE for element in value.elements)
