@@ -8,7 +8,7 @@ same bytes, provided it was spelled as Thrift spells it: short forms wherever th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 _MOST_DEPTH = 64
@@ -168,7 +168,7 @@ def _value(kind: int, value: Any) -> bytes:
     if kind == BINARY:
         return varint(len(value)) + bytes(value)
     if kind == STRUCT:
-        return spelled(value) if isinstance(value, Struct) else bytes(value)
+        return spelled(value) if isinstance(value, Struct) else cast(bytes, value)
     head = list_head(value.type, len(value.elements))
     if value.type in (TRUE, FALSE):
         return head + bytes(TRUE if element else FALSE for element in value.elements)
