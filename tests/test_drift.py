@@ -166,6 +166,25 @@ def test_the_last_seven_days_are_the_baseline(tmp_path: Path, echo: Path) -> Non
         assert drift["exceeded"] == []
 
 
+def test_of_many_inputs_drift_is_looked_for_where_it_is_asked_for(
+    tmp_path: Path, echo: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    source = write(tmp_path / "in" / "a.csv", 100, 0.3)
+
+    def compared(*inputs: Path, **options: Any) -> bool:
+        (receipt,) = run_job(inputs, echo, output_dir=tmp_path / "out", **options).receipts
+        return receipt.drift is not None
+
+    assert not compared(source)
+    assert compared(source)
+    for name in (source.parent, source.parent / "*.csv"):
+        assert not compared(name)
+        assert compared(name, max_drift=USUAL)
+        assert compared(name, baseline=str(tmp_path / "out" / "a.csv.receipt.json"))
+
+
 def test_another_model_or_threshold_is_no_baseline(tmp_path: Path, echo: Path) -> None:
     source, output = write(tmp_path / "in.csv", 100, 0.3), tmp_path / "out.csv"
     score(source, echo, output)

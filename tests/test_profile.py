@@ -252,6 +252,29 @@ def test_the_sample_stands_for_all_rows(sums: Scorer) -> None:
     assert 500 < found.input_evidence < found.sampled
 
 
+@pytest.mark.parametrize("period", [64, 256, 1000, 2048, 2049, 4096, 16384])
+def test_the_sample_meets_no_period_of_the_input(period: int) -> None:
+    """For any windows the same rows, also where some are left out."""
+    numbers = np.arange(1, 300001)
+    sample = input_profile._Sample()
+    whole, parts, left, total, rows = [], [], [], 0.0, 0
+    for begin, end, weight in profiles.SAMPLE:
+        found = numbers[sample.among(numbers, begin, end, weight)]
+        total += weight * (found % period).sum() / period
+        rows += weight * len(found)
+        whole += found.tolist()
+        for cut in range(0, 300000, 7777):
+            window = numbers[cut : cut + 7777]
+            if window[0] <= end and window[-1] > begin:
+                parts += window[sample.among(window, begin, end, weight)].tolist()
+        odd = numbers[::2]
+        left += odd[sample.among(odd, begin, end, weight)].tolist()
+    assert parts == whole
+    assert left == [number for number in whole if number % 2]
+    assert rows == pytest.approx(300000, rel=0.01)
+    assert total / rows == pytest.approx(0.5, rel=0.05)
+
+
 def test_values_that_are_missing(tmp_path: Path) -> None:
     """Whatever stands in for them."""
     graph = models.model(

@@ -104,7 +104,15 @@ def profile(**labels: int) -> dict[str, Any]:
         },
         "sampled": 10,
         "inputs": {
-            "x": {"unit": "number", "nulls": 1, "min": 0.5, "max": 9.0, "mean": None, "sum": "0"}
+            "x": {
+                "unit": "number",
+                "nulls": 30,
+                "min": 0.5,
+                "max": 9.0,
+                "mean": None,
+                "sum": "0",
+                "histogram": {"0.5": 50, "8": 20},
+            }
         },
     }
 
@@ -223,7 +231,7 @@ class TestPage:
             "most rows in a batch 4,096 (default)",
             "batches 1 rows in a batch 2 on average",
             f"model sha256 {receipt['model']['sha256']}", "Predicted: other 70 rows, 70.0 %",
-            "x (number) 10.0 % 0.5 9",
+            "x (number) 30.0 % 0.5 9",
         ):  # fmt: skip
             assert text in found.text
 

@@ -82,7 +82,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Column:
-    """An input of the model. `nulls`: share of the rows looked at."""
+    """An input of the model. `nulls`: share of the rows."""
 
     name: str
     unit: str
@@ -144,17 +144,14 @@ def columns(run: Run) -> tuple[Column, ...]:
     inputs = profile.get("inputs") if profile else None
     found = []
     for name, each in inputs.items() if isinstance(inputs, dict) else ():
-        nulls, sampled = each.get("nulls") if isinstance(each, dict) else None, _sampled(profile)
+        nulls = each.get("nulls") if isinstance(each, dict) else None
         if _is_count(nulls):
             low, mean, high = (_number(each.get(key)) for key in ("min", "mean", "max"))
-            share = nulls / sampled if sampled else 0.0
+            # Of the rows that the sample stands for, as the others.
+            rows = nulls + sum(_bins(each.get("histogram")).values())
+            share = nulls / rows if rows else 0.0
             found.append(Column(name, str(each.get("unit", "")), share, low, mean, high))
     return tuple(found[:_MOST_COLUMNS])
-
-
-def _sampled(profile: Mapping[str, Any] | None) -> int:
-    sampled = profile.get("sampled") if profile else 0
-    return sampled if _is_count(sampled) else 0
 
 
 def _number(value: Any) -> float | None:

@@ -24,6 +24,7 @@ Bits = npt.NDArray[np.uint32]
 # Multiples of the golden ratio's fraction spread evenly over every period, so that none in the
 # input meets the sample's.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Whose rows' numbers are kept at a time.
 _GROUPS = 64
 # Of inputs that are looked at together.
 _BLOCK_VALUES = 1 << 16

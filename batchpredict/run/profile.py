@@ -44,8 +44,9 @@ _ONE_BITS, _BELOW_ONE = 0x3F800000, np.nextafter(np.float32(1), np.float32(0))
 LOG_LIMIT = 1020
 MOST_LABELS = 100
 MOST_COLUMNS = 100
-# Inputs are looked at in one block of so many rows in 1, 8 or 64, by the numbers of the rows:
-# above the first, up to the second. No block lies across these borders.
+# Inputs are looked at in one block of so many rows in each group of 1, 8 or 64 that follow each
+# other, by the numbers of the rows: above the first, up to the second. No group lies across these
+# borders.
 BLOCK_ROWS = 32
 SAMPLE = ((0, 2048, 1), (2048, 16384, 8), (16384, sys.maxsize, 64))
 _MOST_CHARACTERS = 100
