@@ -144,9 +144,10 @@ class CsvReader:
 
     def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
         """See Reader.records. Cells are never null; offsets count bytes of UTF-8 text."""
-        place = _Place(len(self.header), 1 + self.header.count(b"\n"), 1)
-        found = self.pieces(cut)
-        if shard != WHOLE:
+        if shard == WHOLE:
+            place = _Place(len(self.header), 1 + self.header.count(b"\n"), 1)
+            found = self.pieces(cut)
+        else:
             place = _Place(shard.start, shard.line, shard.row)
             stream = self._source.open(len(self.bom) + shard.start)
             found = pieces(stream, (b"", False), self._grammar, cut)
