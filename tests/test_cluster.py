@@ -202,6 +202,18 @@ def test_compressed_inputs_are_a_shard_each(classifier: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("limit", [100, 5000])
+def test_a_limit_holds_for_what_is_one_shard(
+    limit: int, sources: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    packed = write_rows(tmp_path / "rows.csv.gz", rows_of(300))
+    lines = tmp_path / "lines.jsonl.gz"
+    lines.write_bytes(gzip.compress(sources[1].read_bytes()))
+    inputs = [packed, lines, sources[2]]
+    same_on_cluster(inputs, classifier, tmp_path, limit=limit, actors="1")
+
+
+@pytest.mark.usefixtures("_cluster")
 @pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst", ".jsonl.bz2", ".json.gz", ".json"])
 def test_an_output_may_be_compressed(
     suffix: str, sources: list[Path], classifier: Path, tmp_path: Path

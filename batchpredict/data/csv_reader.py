@@ -144,7 +144,7 @@ class CsvReader:
 
     def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
         """See Reader.records. Cells are never null; offsets count bytes of UTF-8 text."""
-        if shard == WHOLE:
+        if shard.is_from_begin:
             place = _Place(len(self.header), 1 + self.header.count(b"\n"), 1)
             found = self.pieces(cut)
         else:

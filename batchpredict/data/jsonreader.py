@@ -154,7 +154,7 @@ class JsonReader:
         self.schema = pa.schema([pa.field(name, pa.string()) for name in names])
 
     def records(self, selection: Selection, shard: Shard = WHOLE) -> Iterator[Records]:
-        if shard == WHOLE:
+        if shard.is_from_begin:
             blocks, self._opened = self._opened or self._open(), None
         else:
             blocks, self._opened = self._open_at(shard), None

@@ -46,7 +46,7 @@ class Shard:
     `number`: from 0. `start`: where the first row lies: its offset (text), that of its block in
     the stored file (Avro), the number of its row group (Parquet). `row`, `line`: of the first row,
     from 1; lines as in Records, 1 where the format has none. `rows`: how many, unreadable ones
-    counted; None: all that follow.
+    counted; None: all that follow. `uncounted`: there may be fewer than `rows`.
     """
 
     number: int = 0
@@ -54,6 +54,12 @@ class Shard:
     row: int = 1
     line: int = 1
     rows: int | None = None
+    uncounted: bool = False
+
+    @property
+    def is_from_begin(self) -> bool:
+        """Whether it is read as the whole input is: header, byte order mark, compression and all."""
+        return not self.start and self.row == 1
 
 
 # An input that cannot be read but from its begin: compressed text, other encodings, a JSON array,

@@ -92,7 +92,7 @@ class Gathering:
             if left is None or (shard.rows is not None and shard.rows < left):
                 yield shard
                 continue
-            yield replace(shard, rows=left)
+            yield replace(shard, rows=left, uncounted=shard.rows is None)
             return
 
     @property

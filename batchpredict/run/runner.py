@@ -245,7 +245,7 @@ def _unless_changed(source: InputSource) -> Iterator[None]:
 def _check_read(job: Job, counts: Counts, task: Task) -> None:
     """Warn of rows to be left out that there are not; of a shard, raise where rows are missing."""
     if task.shard is not None:
-        if task.shard.rows not in (None, counts.read):
+        if task.shard.rows not in (None, counts.read) and not task.shard.uncounted:
             raise TryAgain(
                 f"{task.input}: {counts.read} rows from row {task.shard.row} on, where there were "
                 f"{task.shard.rows}; run again when it is complete"
