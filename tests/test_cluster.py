@@ -337,6 +337,27 @@ def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("_cluster")
+def test_inputs_that_are_done_are_not_scored_again(classifier: Path, tmp_path: Path) -> None:
+    sources = [write_rows(tmp_path / f"{n}.csv", rows_of(50, seed=n)) for n in range(4)]
+    job = Job(
+        input_file=tuple(map(str, sources)), model=str(classifier), engine="ray", actors="1",
+        output_dir=str(made(tmp_path / "out")), max_rejects="20%",
+    )  # fmt: skip
+    done: list[Receipt] = []
+
+    def interrupt(receipt: Receipt) -> None:
+        done.append(receipt)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, lambda counts, seen: None, interrupt)
+    again = run(job, lambda counts, seen: None)
+    assert (len(again.receipts), again.done) == (2, 2)
+    assert not [name for name in files_in(tmp_path) if "/." in name]
+
+
+@pytest.mark.usefixtures("_cluster")
 def test_parts_of_other_options_or_of_another_input_are(classifier: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
     output = made(tmp_path / "there") / "in.csv"

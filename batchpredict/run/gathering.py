@@ -16,6 +16,7 @@ from batchpredict.data.records import WHOLE, Shard
 from batchpredict.data.sources import source_of
 from batchpredict.job import Job
 from batchpredict.run.current import enter
+from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.monitoring import Monitor
 from batchpredict.run.opening import Opened, open_task
@@ -32,6 +33,7 @@ from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.profile import merged, read_profile
 from batchpredict.run.publication import Publication
 from batchpredict.run.receipt import Batches, Counts, NodeWork, Receipt, Resumed
+from batchpredict.run.resuming import journal_apart
 from batchpredict.run.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Gathering:
         self.over = False
         self.progress = Counts()
         self._job, self._model, self._held = job, model, held
+        self._journal: Journal | None = None
         self._part_job = part_job(job, model)
         self._times = StageTimes()
         self._tally = Tally(task, job.budget)
@@ -66,6 +69,8 @@ class Gathering:
         for remark in opened.remarks:
             logger.info("%s", remark)
         self._monitor = Monitor(self.task, self._job, self._model.fetched, opened.scorer)
+        self._journal = journal_apart(self.task, self._job, self._model, self._source, self._held)
+        self._stack.callback(self._journal.detach)
         make_folder(self.task.output)
         for shard in self._shards(opened):
             if self.over:
@@ -150,6 +155,8 @@ class Gathering:
         self._assemble(parts)
         receipt = publication.publish(self._source, self._tally.counts)
         self.over = True
+        if self._journal is not None:
+            self._journal.close(published=True)
         remove_parts(self.task.output)
         return receipt
 
@@ -180,6 +187,8 @@ class Gathering:
         """Say what was wrong; parts that are there stay for the next run."""
         if not self.over:
             self.over = True
+            if self._journal is not None and not self._parts:
+                self._journal.close(published=False)
             self._publication.fail(error, self._tally.counts)
 
     def close(self) -> None:

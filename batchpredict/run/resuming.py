@@ -35,6 +35,7 @@ from batchpredict.run.identity import Pins, difference, pinned_by, pins_of
 from batchpredict.run.inflight import notes_beside, read_notes
 from batchpredict.run.journal import Journal, Recorded, read_journal, read_pins
 from batchpredict.run.loading import LoadedModel
+from batchpredict.run.parts import remove_parts
 from batchpredict.run.progress import lost
 from batchpredict.run.publication import remove_failure
 
@@ -168,6 +169,8 @@ def already_done(task: Task, job: Job, digest: str, held: Held | None) -> int | 
         remove_failure(task, drafts=False)
         return 0
     logger.info("%s: finished by the run before, not scored again", task.input)
+    if job.engine != "local":
+        remove_parts(task.output)
     remove_failure(task)
     _remove_notes(held)
     rejects = receipt["rejects"]
@@ -223,6 +226,25 @@ def journal_of(
         journal.detach()
         if held is not None:
             _remove_notes(held)
+
+
+def journal_apart(
+    task: Task, job: Job, model: LoadedModel, source: InputSource, held: Held | None
+) -> Journal:
+    """The journal of a task whose rows are kept elsewhere: it says which model they are scored
+    with, and once it is closed as published, that the task is done. To be detached.
+    """
+    name = str(held.path) if held and s3.is_url(task.output) else task.output
+    journal = Journal(held, name, source.mark)
+    if held is None:
+        return journal
+    recorded, pins = read_journal(held), pins_of(task, job, model, source)
+    known = recorded is not None and not recorded.published and not job.no_resume
+    if recorded is not None and known and difference(recorded.pins, pins) is None:
+        journal.resume(recorded)
+    else:
+        journal.begin(pins)
+    return journal
 
 
 def _begin(
