@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchpredict.data.naming import Task
 from batchpredict.data.sources import source_of
 from batchpredict.errors import InputInvalid, OutputNotCreatable, UsageError
 from batchpredict.job import Job
@@ -36,6 +37,8 @@ from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
 from tests.test_poison import MARKER, POISON
 
 ray = pytest.importorskip("ray", reason="there is no Ray for this Python")
+
+from batchpredict.run.ray_cluster import RayCluster  # noqa: E402 - it imports ray
 
 FORMATS = ("csv", "jsonl", "json", "avro", "parquet")
 ROWS = 3000
@@ -303,6 +306,26 @@ def test_an_input_that_is_damaged_does_not_keep_others(classifier: Path, tmp_pat
     assert (output / "1.csv.gz.failed.json").exists()
 
 
+@pytest.mark.usefixtures("_cluster")
+def test_an_input_that_fails_early_does_not_keep_others(
+    classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row for row in rows_of(ROWS) if row["x"] is not None]
+    good = write_rows(tmp_path / "good.jsonl", rows[:20])
+    good.write_text(good.read_text().removesuffix("[1]\n\n"))
+    bad = write_rows(tmp_path / "bad.jsonl", [rows[0], {**rows[1], "x": None}, *rows])
+    said = []
+    for engine in ("local", "ray"):
+        caplog.clear()
+        outcome = run_job(
+            [bad, good], classifier, output_dir=made(tmp_path / engine), on_error="fail", engine=engine,
+            shard_bytes=SHARD,
+        )  # fmt: skip
+        assert (outcome.exit_code, len(outcome.receipts)) == (65, 1)
+        said.append([r.getMessage() for r in caplog.records if r.levelname == "ERROR"])
+    assert said[1] == [f"{text} (on node {ray.util.get_node_ip_address()})" for text in said[0]]
+
+
 def watched(source: Path, model: Path, output: Path, watch: Watch, **options: Any) -> Receipt:
     options = {"shard_bytes": SHARD, "max_rejects": "20%", "engine": "ray", **options}
     job = Job(input_file=(str(source),), model=str(model), output_file=str(output), **options)
@@ -337,15 +360,27 @@ def test_parts_that_are_there_are_not_scored_again(classifier: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_inputs_that_are_done_are_not_scored_again(classifier: Path, tmp_path: Path) -> None:
+def test_inputs_that_are_done_are_not_scored_again(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sources = [write_rows(tmp_path / f"{n}.csv", rows_of(50, seed=n)) for n in range(4)]
     job = Job(
         input_file=tuple(map(str, sources)), model=str(classifier), engine="ray", actors="1",
         output_dir=str(made(tmp_path / "out")), max_rejects="20%",
     )  # fmt: skip
     done: list[Receipt] = []
+    setups: list[Setup] = []
+    began = RayCluster.__init__
+
+    def begin(cluster: RayCluster, setup: Setup, job: Job) -> None:
+        setups.append(setup)
+        began(cluster, setup, job)
+
+    monkeypatch.setattr(RayCluster, "__init__", begin)
 
     def interrupt(receipt: Receipt) -> None:
+        # An actor that comes late, or again on another node, finds what it is to look for.
+        assert isinstance(Worker(setups[0]).check(), About)
         done.append(receipt)
         if len(done) == 2:
             raise KeyboardInterrupt
@@ -503,6 +538,14 @@ def test_a_node_that_does_not_says_why(setup: Setup, change: dict[str, Any], sai
     assert isinstance(problem, Problem)
     assert said in str(problem.error("10.0.0.7"))
     assert "10.0.0.7" in str(problem.error("10.0.0.7"))
+
+
+def test_a_node_that_takes_over_is_looked_at_too(setup: Setup, tmp_path: Path) -> None:
+    (tmp_path / "probe").unlink()
+    task = Task("in.csv", "csv", str(tmp_path / "out.csv"), "csv", None, None)
+    problem = Worker(setup).score(task).problem
+    assert problem
+    assert "outputs have to lie where every node sees them" in problem.message
 
 
 def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:

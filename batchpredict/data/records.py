@@ -58,7 +58,7 @@ class Shard:
 
     @property
     def is_from_begin(self) -> bool:
-        """Whether it is read as the whole input is: header, byte order mark, compression and all."""
+        """Whether it is read as the whole input is: with header, byte order mark, compression."""
         return not self.start and self.row == 1
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from batchpredict import s3
 from batchpredict.data.naming import Task
-from batchpredict.data.outputs import write_small
+from batchpredict.data.outputs import remove_output, write_small
 from batchpredict.data.sources import source_of
+from batchpredict.errors import BatchPredictError
 from batchpredict.job import Job
 from batchpredict.run.current import enter, run_id
 from batchpredict.run.engine import Run
 from batchpredict.run.gathering import Gathering
 from batchpredict.run.loading import LoadedModel
-from batchpredict.run.parts import ScoredPart, folder_of, make_folder, part_job
+from batchpredict.run.parts import ScoredPart, folder_of, part_job
 from batchpredict.run.ray_cluster import Delivered, RayCluster
 from batchpredict.run.receipt import Counts, Receipt
 from batchpredict.run.worker import Setup, about
 from batchpredict.signals import check_signals
+
+logger = logging.getLogger(__name__)
 
 # Directories that are looked at before work starts.
 _MOST_PROBES = 16
@@ -30,7 +33,12 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
     """See Engine."""
     inputs = _Inputs(tasks, job, model, run)
     setup = _setup(tasks, job, model)
-    with closing(inputs), RayCluster(setup, job) as cluster, inputs.failing():
+    with (
+        _probed(setup.probes),
+        closing(inputs),
+        RayCluster(setup, job) as cluster,
+        inputs.failing(),
+    ):
         cluster.start()
         enter("score")
         for delivered in cluster.map(inputs.orders()):
@@ -40,7 +48,7 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
             for gathering in inputs.complete():
                 receipt = None
                 with run.told(), gathering.failing():
-                    receipt = gathering.publish(cluster.nodes)
+                    receipt = gathering.publish()
                 if receipt is not None:
                     yield receipt
             run.watch(inputs.counts + cluster.in_flight, inputs)
@@ -52,7 +60,9 @@ class _Inputs:
 
     def __init__(self, tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> None:
         self._tasks, self._job, self._model, self._run = tasks, job, model, run
-        self._begun: list[Gathering] = []
+        self._open: list[Gathering] = []
+        self._over = 0
+        self._ended = Counts()
         self._by_part: dict[str, Gathering] = {}
 
     def orders(self) -> Iterator[Task]:
@@ -60,7 +70,7 @@ class _Inputs:
         for task in self._tasks:
             held = self._run.locks[task.output]
             gathering = Gathering(task, self._job, self._model, held)
-            self._begun.append(gathering)
+            self._open.append(gathering)
             with self._run.told(), gathering.failing():
                 for part in gathering.orders():
                     self._by_part[part.output] = gathering
@@ -76,16 +86,26 @@ class _Inputs:
             if answer.problem is not None:
                 raise answer.problem.error(node)
             assert answer.receipt is not None
-            gathering.add(ScoredPart(delivered.task, answer.receipt, node))
+            receipt, seconds = answer.receipt, answer.seconds
+            gathering.add(ScoredPart(delivered.task, receipt, node, delivered.actor, seconds))
 
     def complete(self) -> list[Gathering]:
         """Those that are to be published now."""
-        return [gathering for gathering in self._begun if gathering.is_complete]
+        self._let_go()
+        return [gathering for gathering in self._open if gathering.is_complete]
+
+    def _let_go(self) -> None:
+        """What is over keeps files open, and there may be many."""
+        for gathering in [gathering for gathering in self._open if gathering.over]:
+            self._open.remove(gathering)
+            self._over += 1
+            self._ended += gathering.progress
+            gathering.close()
 
     @property
     def counts(self) -> Counts:
         """Rows of parts that are there."""
-        return sum((gathering.progress for gathering in self._begun), Counts())
+        return sum((gathering.progress for gathering in self._open), self._ended)
 
     @property
     def name(self) -> str:
@@ -99,7 +119,7 @@ class _Inputs:
     @property
     def position(self) -> int:
         """Of `size`."""
-        return int(sum(1000 * gathering.share for gathering in self._begun))
+        return 1000 * self._over + int(sum(1000 * gathering.share for gathering in self._open))
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -109,26 +129,22 @@ class _Inputs:
         except GeneratorExit:
             raise
         except BaseException as error:
-            for gathering in self._begun:
+            for gathering in self._open:
                 gathering.fail(error)
             raise
 
     def close(self) -> None:
-        for gathering in self._begun:
+        for gathering in self._open:
             gathering.close()
 
 
 def _setup(tasks: Sequence[Task], job: Job, model: LoadedModel) -> Setup:
-    """What workers need to know and to compare. Writes probes into the folders of parts."""
+    """What workers need to know and to compare."""
     names = [job.model_store or "", *(n for task in tasks for n in (task.input, task.output))]
     relative = any(name and not (s3.is_url(name) or os.path.isabs(name)) for name in names)  # noqa: PTH117
     folders = {folder_of(task.output).rpartition("/")[0]: task.output for task in tasks}
-    probes: dict[str, bytes] = {}
-    for output in list(folders.values())[:_MOST_PROBES]:
-        make_folder(output)
-        name, content = f"{folder_of(output)}/probe", run_id().encode()
-        write_small(name, content, "--output_file or --output_dir")
-        probes[name] = content
+    probed = list(folders.values())[:_MOST_PROBES]
+    probes = {f"{folder_of(output)}.probe": run_id().encode() for output in probed}
     source = source_of(tasks[0].input)
     with closing(source):
         first = (tasks[0].input, source.size, source.fingerprint())
@@ -142,3 +158,18 @@ def _setup(tasks: Sequence[Task], job: Job, model: LoadedModel) -> Setup:
         versions=about().versions,
         level=logging.getLogger("batchpredict").getEffectiveLevel(),
     )
+
+
+@contextmanager
+def _probed(probes: Mapping[str, bytes]) -> Iterator[None]:
+    """With these files there, beside outputs; an actor may start at any time and look for them."""
+    try:
+        for name, content in probes.items():
+            write_small(name, content, "--output_file or --output_dir")
+        yield
+    finally:
+        for name in probes:
+            try:
+                remove_output(name, drafts=False)
+            except BatchPredictError as error:  # a run that ends well has not failed
+                logger.warning("%s", error)

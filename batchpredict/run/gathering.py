@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import reduce
 
 from batchpredict.data.formats import FORMATS
 from batchpredict.data.locations import compression_of
@@ -15,6 +14,7 @@ from batchpredict.data.naming import Task
 from batchpredict.data.records import WHOLE, Shard
 from batchpredict.data.sources import source_of
 from batchpredict.job import Job
+from batchpredict.run.cluster_work import ClusterWork
 from batchpredict.run.current import enter
 from batchpredict.run.journal import Journal
 from batchpredict.run.loading import LoadedModel
@@ -30,11 +30,12 @@ from batchpredict.run.parts import (
 )
 from batchpredict.run.parts_folder import parts_folder
 from batchpredict.run.pipeline import StageTimes
-from batchpredict.run.profile import merged, read_profile
+from batchpredict.run.profile import Profile, merged, read_profile
 from batchpredict.run.publication import Publication
-from batchpredict.run.receipt import Batches, Counts, NodeWork, Receipt, Resumed
+from batchpredict.run.receipt import Batches, Counts, Receipt, Resumed
 from batchpredict.run.resuming import journal_apart
-from batchpredict.run.tally import Tally
+from batchpredict.run.tally import Tally, check_skipped
+from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Gathering:
         self._publication = self._stack.enter_context(Publication(task, job, model, self._times))
         self._parts: dict[int, ScoredPart] = {}
         self._absorbed = 0
+        self._profile: Profile | None = None
+        self._work = ClusterWork()
         self._found: list[Shard] = []
         self._all_found = False
 
@@ -71,17 +74,21 @@ class Gathering:
         self._monitor = Monitor(self.task, self._job, self._model.fetched, opened.scorer)
         self._journal = journal_apart(self.task, self._job, self._model, self._source, self._held)
         self._stack.callback(self._journal.detach)
+        if self._job.no_resume:
+            remove_parts(self.task.output)
         make_folder(self.task.output)
+        fingerprint = self._source.fingerprint()
         for shard in self._shards(opened):
-            if self.over:
-                return
+            check_signals()
             part = part_of(self.task, shard, opened.columns)
             self._found.append(shard)
-            done = None if self._job.no_resume else done_part(part, self._part_job, self._model)
-            if done is None:
-                yield part
-            else:
+            done = done_part(part, self._part_job, self._model, fingerprint)
+            if done is not None:
                 self.add(done)
+                continue
+            yield part
+            if self.over:  # and its source is closed
+                return
         self._all_found = True
 
     def _shards(self, opened: Opened) -> Iterator[Shard]:
@@ -123,33 +130,34 @@ class Gathering:
         self.progress += _counts(part)
         # In the order of the input, so that the budget is judged as if it was read in one go.
         while next_part := self._parts.get(self._absorbed):
+            self._parts[self._absorbed] = next_part.small
             self._absorbed += 1
             self._absorb(next_part)
 
     def _absorb(self, part: ScoredPart) -> None:
-        rejects = part.receipt["rejects"]
-        if rejects["path"]:
-            source = source_of(rejects["path"])
-            with closing(source), source.open() as lines:
-                self._publication.rejects.append(lines)
-        self._tally.add_part(_counts(part), part.receipt["part"]["windows"])
+        times, receipt = self._times, part.receipt
+        profile = read_profile(receipt["profile"])
+        self._profile = merged(self._profile, profile) if self._profile else profile
+        with _reject_lines(part) as lines:
+            windows, rejects = receipt["part"]["windows"], self._publication.rejects
+            self._tally.add_part(_counts(part), windows, lines, rejects)
         if part.node is None:
             return
-        times, receipt = self._times, part.receipt
+        self._work.add(part.node, part.actor, part.seconds, receipt)
         for stage, seconds in receipt["stages"].items():
             times.seconds[stage] += seconds
             times.cpu_seconds[stage] += receipt["cpu_seconds"].get(stage, 0.0)
         times.batches += Batches(**receipt["batches"])
 
-    def publish(self, nodes: tuple[NodeWork, ...]) -> Receipt:
+    def publish(self) -> Receipt:
         """Join the parts. Raises BatchPredictError."""
         enter("publish")
         publication = self._publication
         parts = [self._parts[number] for number in range(len(self._found))]
+        check_skipped(self._job, self._tally.counts, self.task)
         self._tally.judge()
-        profiles = [read_profile(part.receipt["profile"]) for part in parts]
-        self._monitor.conclude(publication, reduce(merged, profiles))
-        publication.nodes = nodes
+        self._monitor.conclude(publication, self._profile)
+        publication.nodes = self._work.nodes
         publication.resumed = _resumed(parts)
         publication.suspects = tuple(row for part in parts for row in part.receipt["suspects"])
         self._assemble(parts)
@@ -194,6 +202,17 @@ class Gathering:
     def close(self) -> None:
         """Leave nothing half-made."""
         self._stack.close()
+
+
+@contextmanager
+def _reject_lines(part: ScoredPart) -> Iterator[Iterator[bytes]]:
+    """The lines of its rejects file."""
+    if not part.receipt["rejects"]["codes"]:
+        yield iter(())
+        return
+    source = source_of(part.task.rejects or "")
+    with closing(source), source.open() as lines:
+        yield iter(lines)
 
 
 def _counts(part: ScoredPart) -> Counts:

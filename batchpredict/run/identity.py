@@ -6,14 +6,12 @@ import json
 import os
 from contextlib import closing
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-from batchpredict import __version__, s3
+from batchpredict import s3
 from batchpredict.data.naming import Task
 from batchpredict.data.sources import InputSource, source_of
 from batchpredict.job import Job
-from batchpredict.model.session import runtime_version
 from batchpredict.run.fetching import Fetched, Pinned
 from batchpredict.run.loading import LoadedModel
 
@@ -39,16 +37,8 @@ _FREE = frozenset(
 
 def pins_of(task: Task, job: Job, model: LoadedModel, source: InputSource) -> Pins:
     """Everything that the scores in a journal are good for."""
-    versions: dict[str, Any] = {
-        "batchpredict": __version__,
-        "onnxruntime": runtime_version(),
-        "provider": model.session.provider,
-        "precision": model.session.precision,
-    }
-    if model.package.tokenizer:
-        versions["tokenizers"] = version("tokenizers")
-    if "OpenVINO" in model.session.provider:
-        versions["onnxruntime-ep-openvino"] = version("onnxruntime-ep-openvino")
+    tool = model.tool
+    versions: dict[str, Any] = {"batchpredict": tool.pop("version"), **tool}
     if not _is_exact(model):
         versions["skip_rows"] = list(job.skip_rows)
         plan = asdict(model.plan)

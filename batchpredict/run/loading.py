@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,12 +46,17 @@ class LoadedModel:
     @property
     def tool(self) -> dict[str, str]:
         """What it runs on, as a receipt has it."""
+        more = []
+        if self.package.tokenizer:
+            more.append("tokenizers")
+        if "OpenVINO" in self.session.provider:
+            more.append("onnxruntime-ep-openvino")
         return {
             "version": __version__,
             "onnxruntime": runtime_version(),
             "provider": self.session.provider,
             "precision": self.session.precision,
-        }
+        } | {name: version(name) for name in more}
 
     def scorer(self, binding: Binding) -> Scorer:
         """A Scorer for one input's columns. Raises BatchPredictError where they do not fit."""

@@ -8,6 +8,7 @@ writes the same bytes, and either of both is published by one rename.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,28 +20,42 @@ from batchpredict import s3
 from batchpredict.data.drafts import not_creatable
 from batchpredict.data.naming import Task
 from batchpredict.data.records import Part, Shard
-from batchpredict.errors import OutputNotCreatable
+from batchpredict.errors import Unavailable
 from batchpredict.job import Job
 from batchpredict.run.done import done_receipt
 from batchpredict.run.fetching import Fetched
 from batchpredict.run.loading import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 _SUFFIX = ".parts"
+# Of a receipt, what is needed once the profile is counted.
+_SMALL = ("counts", "output", "suspects", "run_id", "resumed")
 
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """A part that is there. `receipt`: its content; `node`: who scored it, None: an earlier run."""
+    """A part that is there. `receipt`: its content; `node`: who scored it, None: an earlier run;
+    `actor`: which process there, which took `seconds`.
+    """
 
     task: Task
     receipt: Mapping[str, Any]
     node: str | None = None
+    actor: int = 0
+    seconds: float = 0.0
 
     @property
     def stored(self) -> Part:
         """Its bytes."""
         body, output = self.receipt["part"], self.receipt["output"]
         return Part(self.task.output, body["begin"], body["end"], output["size"])
+
+    @property
+    def small(self) -> ScoredPart:
+        """What is needed to join it: there may be a hundred thousand."""
+        body = {name: self.receipt["part"][name] for name in ("begin", "end")}
+        return replace(self, receipt={n: self.receipt[n] for n in _SMALL} | {"part": body})
 
 
 def folder_of(output: str) -> str:
@@ -66,22 +81,22 @@ def make_folder(output: str) -> None:
 
 
 def remove_parts(output: str) -> None:
-    """Remove the parts of an output, and what belongs to them. Raises OutputNotCreatable,
-    Unavailable.
+    """Remove the parts of an output, and what belongs to them; warn where that cannot be.
+
+    What is published has not failed, and parts that stay are compared before they are used.
     """
     folder = folder_of(output)
-    if s3.is_url(output):
-        for stored in s3.store().list(s3.parse(f"{folder}/")):
-            s3.store().remove(stored.address)
-        return
     try:
-        shutil.rmtree(folder)
+        if s3.is_url(output):
+            for stored in s3.store().list(s3.parse(f"{folder}/")):
+                s3.store().remove(stored.address)
+        else:
+            shutil.rmtree(folder)
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise OutputNotCreatable(
-            f"{folder}: cannot be removed: {(error.strerror or '').lower()}; remove it"
-        ) from error
+    except (OSError, Unavailable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        logger.warning("%s: cannot be removed: %s; remove it", folder, str(reason).lower())
 
 
 def part_of(task: Task, shard: Shard, columns: tuple[str, ...] | None) -> Task:
@@ -116,6 +131,7 @@ def part_job(job: Job, model: LoadedModel) -> Job:
         on_drift="warn",
         limit=None,
         max_seconds=None,
+        no_resume=False,
         lock_wait=0.0,
         if_done="rescore",
         engine="local",
@@ -134,17 +150,18 @@ def _exact(model: str, fetched: Fetched) -> str:
     return f"{fetched.name}@{fetched.version}#sha256:{fetched.manifest_sha256}"
 
 
-def done_part(task: Task, job: Job, model: LoadedModel) -> ScoredPart | None:
+def done_part(task: Task, job: Job, model: LoadedModel, fingerprint: str) -> ScoredPart | None:
     """The part, if an earlier run has finished it and it is what would come out now.
 
-    `job`: as `part_job` makes it.
+    `job`: as `part_job` makes it; `fingerprint`: of the input.
     """
     receipt = done_receipt(task, job, model.package.digest)
     if receipt is None or task.shard is None:
         return None
     part, tool, plan = (receipt.get(name) or {} for name in ("part", "tool", "plan"))
     sizes = asdict(model.plan.tuning)
-    same = part.get("shard") == asdict(task.shard) and {"begin", "end"} <= part.keys()
+    here = {"shard": asdict(task.shard), "fingerprint": fingerprint}
+    same = here.items() <= part.items() and {"begin", "end", "windows"} <= part.keys()
     if not same or tool != model.tool or any(plan.get(n) != sizes[n] for n in sizes):
         return None
     return ScoredPart(task, receipt)

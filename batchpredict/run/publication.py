@@ -92,12 +92,13 @@ class Publication:
         """An output that is written already."""
         self._draft = output
 
-    def begin_body(self) -> None:
+    def begin_body(self, source: InputSource) -> None:
         """Told when the header is written. That of the first shard is compressed with its rows."""
         shard = self._task.shard
         if shard is not None:
             begin = self.cut() if shard.number or not self._compression else 0
-            self._body = {"shard": asdict(shard), "begin": begin}
+            whole = {"shard": asdict(shard), "fingerprint": source.fingerprint()}
+            self._body = whole | {"begin": begin}
 
     def cut(self) -> int:
         """What is written from now on is compressed by itself; the stored bytes so far."""

@@ -10,9 +10,8 @@ import logging
 import os
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,11 +19,12 @@ import ray
 from ray.exceptions import RayActorError
 
 from batchpredict.cgroup import effective_cores
+from batchpredict.counting import count
 from batchpredict.data.naming import Task
 from batchpredict.errors import ConfigInvalid, TryAgain
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
-from batchpredict.run.receipt import Counts, NodeWork
+from batchpredict.run.receipt import Counts
 from batchpredict.run.worker import About, Answer, Look, Problem, Setup, Worker, about
 from batchpredict.signals import check_signals
 
@@ -68,22 +68,12 @@ class _Actor:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What has become of a part. `node`: the address of that which had it."""
+    """What has become of a part. `node`: the address of that which had it; `actor`: its number."""
 
     task: Task
     answer: Answer
     node: str
-
-
-@dataclass
-class _Sum:
-    """What a node has done so far."""
-
-    actors: set[int] = field(default_factory=set)
-    shards: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    peak: int = 0
+    actor: int
 
 
 class RayCluster:
@@ -112,11 +102,11 @@ class RayCluster:
         self._actors: list[Any] = [started.remote(setup) for _ in range(most)]
         self._starting: dict[Any, Any] = {actor.check.remote(): actor for actor in self._actors}
         self._idle: list[Any] = []
+        self._is_working = False
         self._busy: dict[Any, tuple[Any, Task]] = {}
         self._looks: dict[Any, Any] = {}
         self._looked = time.monotonic()
         self._counts: dict[Any, Counts] = {}
-        self._sums: dict[str, _Sum] = defaultdict(_Sum)
         self._cpu = about().cpu
 
     def start(self) -> None:
@@ -131,7 +121,8 @@ class RayCluster:
                 logger.info("%s", self._waiting())
             if now - begin >= _START_SECONDS:
                 raise TryAgain(f"{self._waiting()}; add nodes, or ask for fewer with --actors")
-        logger.info("%d actors on %s", len(self._idle), self._where())
+        self._is_working = True
+        logger.info("%s on %s", count(len(self._idle), "actor"), self._where())
 
     def _waiting(self) -> str:
         cpus = ray.cluster_resources().get("CPU", 0)
@@ -145,7 +136,10 @@ class RayCluster:
         return f"a Ray cluster of {nodes} nodes" if nodes > 1 else "one node"
 
     def _welcome(self, wait: float) -> None:
-        """Take actors that have started and see what the driver sees."""
+        """Take actors that have started and see what the driver sees.
+
+        One that does not ends a run that has not begun to work, and is left out of one that has.
+        """
         if not self._starting:
             return
         ready, _ = ray.wait(list(self._starting), timeout=wait)
@@ -153,7 +147,11 @@ class RayCluster:
             actor = self._starting.pop(reference)
             node, said = _result(reference, "start")
             if isinstance(said, Problem):
-                raise said.error(node)
+                if not self._is_working:
+                    raise said.error(node)
+                logger.warning("%s; no work is given to it", said.error(node))
+                self._release([actor])
+                continue
             if said.cpu != self._cpu:
                 logger.warning(
                     "node %s has another kind of CPU (%s) than this one (%s): scores may differ in "
@@ -198,14 +196,7 @@ class RayCluster:
         self._counts.pop(actor, None)
         node, answer = _result(reference, task.output)
         self._idle.append(actor)
-        if answer.receipt is not None:
-            total = self._sums[node]
-            total.actors.add(hash(actor))
-            total.shards += 1
-            total.rows += answer.receipt["counts"]["read"]
-            total.seconds += answer.seconds
-            total.peak = max(total.peak, answer.receipt["peak_memory_bytes"])
-        return Delivered(task, answer, node)
+        return Delivered(task, answer, node, hash(actor))
 
     def _look(self) -> None:
         """Ask the busy ones, and take what they have said by now."""
@@ -233,22 +224,6 @@ class RayCluster:
     def in_flight(self) -> Counts:
         """Rows of shards that are being scored, as far as is known."""
         return sum(self._counts.values(), Counts())
-
-    @property
-    def nodes(self) -> tuple[NodeWork, ...]:
-        """What each has done so far."""
-        return tuple(
-            NodeWork(
-                address,
-                len(done.actors),
-                done.shards,
-                done.rows,
-                round(done.seconds, 3),
-                round(done.rows / done.seconds, 3) if done.seconds else 0.0,
-                done.peak,
-            )
-            for address, done in sorted(self._sums.items())
-        )
 
     def __enter__(self) -> RayCluster:
         return self

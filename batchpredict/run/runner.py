@@ -40,7 +40,7 @@ from batchpredict.run.resuming import (
 )
 from batchpredict.run.scoring import Work, score
 from batchpredict.run.space import check_space
-from batchpredict.run.tally import Tally
+from batchpredict.run.tally import Tally, check_skipped
 from batchpredict.run.windows import skipped, windows, without
 from batchpredict.signals import check_signals
 
@@ -251,14 +251,7 @@ def _check_read(job: Job, counts: Counts, task: Task) -> None:
                 f"{task.shard.rows}; run again when it is complete"
             )
         return
-    beyond = [str(row) for row in job.skip_rows if row > counts.read]
-    if beyond:
-        logger.warning(
-            "--skip_rows=%s: %s has no such rows, it has %s",
-            ",".join(beyond),
-            task.input,
-            f"{counts.read:,}",
-        )
+    check_skipped(job, counts, task)
 
 
 @contextmanager
@@ -294,7 +287,7 @@ def _attempt(
                 monitor = Monitor(task, job, model.fetched, opened.scorer)
                 sink = publication.open_output()
                 writer = FORMATS[task.output_format].module.open_writer(sink, opened.layout)
-                publication.begin_body()
+                publication.begin_body(source)
                 profiler = monitor.profiler
                 work = Work(opened, job, model, times, journal, deadline, profiler, task.shard)
                 with closing(score(work)) as done:

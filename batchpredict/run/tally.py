@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from batchpredict.counting import count
 from batchpredict.data.drafts import unpublished
 from batchpredict.data.naming import Task
 from batchpredict.errors import InputInvalid
-from batchpredict.job import Budget
+from batchpredict.job import Budget, Job
 from batchpredict.run.receipt import Counts
 from batchpredict.run.rejects import RejectsFile
 from batchpredict.run.scoring import Settled
+
+logger = logging.getLogger(__name__)
 
 # From this many rows on, a share of rejects beyond the budget ends the run early.
 _EARLY_ROWS = 1000
@@ -46,14 +50,25 @@ class Tally:
         self.windows.append((settled.read, len(written)))
         self._add(self.counts.read, len(written))
 
-    def add_part(self, counts: Counts, windows: Iterable[Sequence[int]]) -> None:
-        """Count a part, as if its windows had been added one by one."""
+    def add_part(
+        self,
+        counts: Counts,
+        windows: Iterable[Sequence[int]],
+        lines: Iterator[bytes],
+        rejects: RejectsFile,
+    ) -> None:
+        """Count a part, as if its windows had been added one by one.
+
+        `windows`: of its tally; `lines`: of its rejects file.
+        """
         read = self.counts.read
         self.counts += counts
-        for rows, rejects in windows:
+        for rows, lost in windows:
             read += rows
             most = self._budget.rows
-            self._add(read, rejects if most is None else min(rejects, most + 1 - self._rejects))
+            written = lost if most is None else min(lost, most + 1 - self._rejects)
+            rejects.append(islice(lines, written))
+            self._add(read, written)
 
     def _add(self, read: int, rejects: int) -> None:
         self._rejects += rejects
@@ -77,3 +92,15 @@ class Tally:
                 f"{self._task.input}: {self._rejects} of {rows} rejected, more than "
                 f"--max_rejects={allowed}; {unpublished(self._task.output)}, see {where}"
             )
+
+
+def check_skipped(job: Job, counts: Counts, task: Task) -> None:
+    """Warn of rows that were to be left out and are not there."""
+    beyond = [str(row) for row in job.skip_rows if row > counts.read]
+    if beyond:
+        logger.warning(
+            "--skip_rows=%s: %s has no such rows, it has %s",
+            ",".join(beyond),
+            task.input,
+            f"{counts.read:,}",
+        )

@@ -105,7 +105,8 @@ class Look:
 class Worker:
     """Scores parts, one at a time; the other methods are for any thread at any time.
 
-    The model is loaded with the first call that needs it.
+    The model is loaded with the first call that needs it, after a look at the node: one that died
+    may have been started again on another.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -125,7 +126,7 @@ class Worker:
         """Whether this node sees what the driver sees."""
         try:
             self._loaded()
-            self._check_places()
+            self._check_input()
         except BatchPredictError as error:
             return Problem.of(error)
         return about()
@@ -173,6 +174,7 @@ class Worker:
                     "whole path, or start in a directory that every node has"
                 ) from error
         s3.connect_to(setup.job.endpoint_url, setup.job.service)
+        self._check_outputs()
         fetched = fetch(setup.job)
         if fetched.package.digest != setup.digest:
             raise ConfigInvalid(
@@ -190,13 +192,15 @@ class Worker:
                     "everywhere"
                 )
 
-    def _check_places(self) -> None:
+    def _check_outputs(self) -> None:
         for name, content in self._setup.probes.items():
             if read_small(name) != content:
                 raise ConfigInvalid(
                     f"{Path(name).parent}: is not the directory that the job was started with; "
                     "outputs have to lie where every node sees them (a shared file system, s3://)"
                 )
+
+    def _check_input(self) -> None:
         name, size, fingerprint = self._setup.input
         source = source_of(name)
         if (source.size, source.fingerprint()) != (size, fingerprint):
