@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import signal
 import textwrap
 import time
@@ -22,13 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchpredict.data.naming import Task
+from batchpredict.data.naming import MANIFEST, Task, tasks_of
+from batchpredict.data.outputs import Publishable
 from batchpredict.data.sources import source_of
-from batchpredict.errors import InputInvalid, OutputNotCreatable, UsageError
+from batchpredict.errors import InputInvalid, OutputNotCreatable, OutputWriteFailed, UsageError
 from batchpredict.job import Job
+from batchpredict.ops.retry import Request, retry
 from batchpredict.run.engine import Watch
 from batchpredict.run.loading import load_model
 from batchpredict.run.parts import part_job
+from batchpredict.run.parts_folder import _Folder
 from batchpredict.run.receipt import Counts, Receipt
 from batchpredict.run.runner import run
 from batchpredict.run.worker import About, Problem, Setup, Worker, about
@@ -262,6 +266,8 @@ def test_an_output_may_stay_in_parts(sources: list[Path], classifier: Path, tmp_
         assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"]
         for path, part in zip(listed, manifest["parts"], strict=True):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]
+    with pytest.raises(InputInvalid, match="is a folder of parts; run predict again"):
+        retry(Request(f"{parts}.receipt.json"), lambda *_: None)
     again = run_job(
         sources[0], classifier, output_file=parts, engine="ray", output_parts=True,
         if_done="skip", **options
@@ -274,6 +280,49 @@ def test_a_folder_of_parts_replaces_nothing_else(classifier: Path, tmp_path: Pat
     (made(tmp_path / "out.csv") / "mine").touch()
     with pytest.raises(OutputNotCreatable, match="no folder that --output_parts has made"):
         score(source, classifier, tmp_path / "out.csv", engine="ray", output_parts=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Publishable:
+    """Of one part, where a private one is already, finished."""
+    output = made(tmp_path / "out.csv")
+    (output / MANIFEST).write_text("old")
+    output.chmod(0o750)
+    (tmp_path / "part").write_text("a\n1\n")
+    files = {"part-00000.csv": str(tmp_path / "part")}
+    made_of = _Folder(str(output), files, b"new")
+    made_of.finish()
+    return made_of
+
+
+def test_a_folder_of_parts_shows_no_more_than_the_one_it_replaces(
+    folder: Publishable, tmp_path: Path
+) -> None:
+    assert (tmp_path / ".out.csv.folder").stat().st_mode & 0o777 == 0o700
+    folder.publish()
+    assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o750
+    assert files_in(tmp_path) == ["out.csv/_manifest.json", "out.csv/part-00000.csv", "part"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_still_there(
+    folder: Publishable, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / ".out.csv.folder")
+    with pytest.raises(OutputWriteFailed):
+        folder.publish()
+    folder.abandon()
+    assert (tmp_path / "out.csv" / MANIFEST).read_text() == "old"
+    # And where a run was killed in between, by the next one.
+    (tmp_path / "out.csv").rename(tmp_path / ".out.csv.old")
+    folder.finish()
+    assert (tmp_path / "out.csv" / MANIFEST).read_text() == "old"
+
+
+def test_a_manifest_is_no_input_of_a_folder(folder: Publishable, tmp_path: Path) -> None:
+    folder.publish()
+    job = Job(input_file=(str(tmp_path / "out.csv"),), model="m", output_dir=str(tmp_path / "d"))
+    tasks, _ = tasks_of(job)
+    assert [Path(task.input).name for task in tasks] == ["part-00000.csv"]
 
 
 @pytest.mark.usefixtures("_cluster")
@@ -318,8 +367,8 @@ def test_an_input_that_fails_early_does_not_keep_others(
     for engine in ("local", "ray"):
         caplog.clear()
         outcome = run_job(
-            [bad, good], classifier, output_dir=made(tmp_path / engine), on_error="fail", engine=engine,
-            shard_bytes=SHARD,
+            [bad, good], classifier, output_dir=made(tmp_path / engine), on_error="fail",
+            engine=engine, shard_bytes=SHARD,
         )  # fmt: skip
         assert (outcome.exit_code, len(outcome.receipts)) == (65, 1)
         said.append([r.getMessage() for r in caplog.records if r.levelname == "ERROR"])

@@ -19,6 +19,8 @@ from batchpredict.errors import InputMissing, UsageError
 from batchpredict.job import Job
 
 _OWN_ENDINGS = (".rejects.jsonl", ".receipt.json")
+# Of an output that is left in parts.
+MANIFEST = "_manifest.json"
 _OWN_PARTS = (".scored.", ".failed.")
 
 
@@ -167,6 +169,7 @@ def is_own(file: str) -> bool:
     name = Path(file).name
     return (
         name.startswith(".")
+        or name == MANIFEST
         or name.endswith(_OWN_ENDINGS)
         or any(part in name for part in _OWN_PARTS)
     )

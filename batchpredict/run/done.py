@@ -6,15 +6,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from batchpredict.data.naming import Task
+from batchpredict.data.naming import MANIFEST, Task
 from batchpredict.data.outputs import read_small
 from batchpredict.data.sources import source_of
 from batchpredict.errors import InputMissing, TryAgain
 from batchpredict.job import Job
 from batchpredict.run.identity import shaping_options
-
-# Of an output that is left in parts.
-MANIFEST = "_manifest.json"
 
 
 def done_receipt(task: Task, job: Job, digest: str) -> dict[str, Any] | None:

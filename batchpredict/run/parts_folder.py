@@ -25,9 +25,10 @@ from typing import Any
 from batchpredict import s3
 from batchpredict.data.drafts import Published, not_creatable, write_durably, write_failed
 from batchpredict.data.locations import compression_of
+from batchpredict.data.naming import MANIFEST
 from batchpredict.data.outputs import Publishable, write_small
 from batchpredict.errors import OutputNotCreatable
-from batchpredict.run.done import MANIFEST, manifest_of
+from batchpredict.run.done import manifest_of
 from batchpredict.run.parts import ScoredPart
 
 
@@ -83,7 +84,7 @@ class _Folder:
         """Make the directory, durable."""
         try:
             self.abandon()
-            self._made.mkdir()
+            self._made.mkdir(0o700)
             for name, part in self._files.items():
                 _link(part, self._made / name)
         except OSError as error:
@@ -95,19 +96,41 @@ class _Folder:
         """Give it its name."""
         assert name is None
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._final.rename(self._old)
-            self._made.rename(self._final)
+            self._replace()
             modified_ns = (self._final / MANIFEST).stat().st_mtime_ns
         except OSError as error:
             raise write_failed(self._output, error) from error
-        self.abandon()
+        shutil.rmtree(self._old, ignore_errors=True)
         return replace(_published(self._output, self._manifest), modified_ns=modified_ns)
 
+    def _replace(self) -> None:
+        """An older one hands its permissions on. Raises OSError, and then it is still there."""
+        replaces = self._final.exists()
+        if replaces:
+            shutil.copymode(self._final, self._made)
+            self._final.rename(self._old)
+        else:
+            self._made.chmod(0o777 & ~_umask())
+        try:
+            self._made.rename(self._final)
+        except OSError:
+            if replaces:
+                self._old.rename(self._final)
+            raise
+
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind but the older output, wherever a killed run has left it."""
+        if not self._final.exists():
+            with contextlib.suppress(OSError):
+                self._old.rename(self._final)
         for directory in (self._made, self._old):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _link(part: str, name: Path) -> None:

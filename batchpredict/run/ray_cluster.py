@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _START_SECONDS = 600.0
 _TOLD_SECONDS = 30.0
 # For shards in flight to be kept when a run ends early.
 _PATIENCE_SECONDS = 1.5
+# For Ray to end where a run ends early.
+_END_SECONDS = 2.0
 # The least that Ray takes; there is nothing in it.
 _OBJECT_STORE_BYTES = 80 << 20
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -242,7 +245,10 @@ class RayCluster:
         for actor in self._actors:
             ray.kill(actor)
         if self._began:
-            ray.shutdown()
+            # It waits long for a node that the same signal has ended, and there is more to be told.
+            ending = threading.Thread(target=ray.shutdown, daemon=True)
+            ending.start()
+            ending.join(None if error is None else _END_SECONDS)
 
 
 def _result(reference: Any, what: str) -> Any:
