@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -651,6 +652,22 @@ def test_what_cannot_be_retried(tmp_path: Path, model: Path) -> None:
     refused(output, InputInvalid, "is not the file that .* tells of")
     output.with_name(f"{output.name}.receipt.json").write_text("[]")
     refused(output, InputInvalid, "is not a receipt")
+
+
+def test_an_output_in_parts(tmp_path: Path, model: Path) -> None:
+    """What the receipt names is the manifest, which is no output."""
+    output = simple(tmp_path, model)
+    receipt = receipt_of(output)
+    receipt["options"] |= {"engine": "ray", "output_parts": True}
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    manifest = folder / "_manifest.json"
+    manifest.write_bytes(b'{"manifest": 1}\n')
+    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    receipt["output"] |= {"path": str(manifest), "size": 16, "sha256": sha256}
+    output.with_name(f"{output.name}.receipt.json").write_text(json.dumps(receipt))
+    refused(output, UsageError, "its output is a folder of parts .* run predict again")
+    assert files_in(folder) == ["_manifest.json"]
 
 
 @pytest.mark.parametrize("rejects", ["changed", "gone", "as they were"])

@@ -124,6 +124,11 @@ def _former(path: str, content: Any) -> Former:
     read = made(InputFile, inputs[0], "inputs[0]", modified_ns=None)
     rejects = made(RejectsSummary, content.get("rejects"), "rejects")
     job = _job(path, part(content, "options", dict))
+    if job.output_parts:
+        raise UsageError(
+            f"{path}: its output is a folder of parts (--output_parts), and retry works on one "
+            "file; mend the input and run predict again"
+        )
     s3.connect_to(job.endpoint_url, job.service)
     for name in ("tool.version", "tool.onnxruntime", "model.sha256"):
         part(content, name, str)
