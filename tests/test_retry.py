@@ -265,6 +265,18 @@ def test_the_law(
     assert not [name for name in files_in(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("target", ["csv", "csv.gz", "json", "parquet", "avro"])
+def test_rows_of_an_input_of_many_shards(tmp_path: Path, model: Path, target: str) -> None:
+    good, bad = sound("csv"), broken("csv")
+    WRITE["csv"](tmp_path / "in.csv", [bad.get(n, r) for n, r in enumerate(good, 1)])
+    output, expected = tmp_path / f"out.{target}", tmp_path / f"expected.{target}"
+    score(tmp_path / "in.csv", model, output, **ALL, shard_bytes=100)
+    again(output)
+    # As if the input were one shard; where nothing tells shards apart, the same anyway.
+    score(tmp_path / "in.csv", model, expected, **ALL)
+    assert published(output) == published(expected)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "avro", "parquet"])
 def test_without_the_input(tmp_path: Path, model: Path, suffix: str) -> None:
     """Its columns are told by the output, where that keeps them all."""

@@ -8,6 +8,8 @@ rows those that a run over an input mended likewise would give, but for:
 - JSON as another format, whose columns are those of the first run, in its order. A column that is
   new in a mended record is an error.
 - Avro, where a union has two branches that hold a mended value: the first is taken.
+- Inputs of more than one shard: Parquet's row groups, Avro's blocks and compressed members, which
+  end where a shard does, are cut again as for one shard. The rows are the same.
 - Parquet, where row groups end by size (64 MiB) rather than by rows: they may end elsewhere. Of
   columns of maps that came from another format, the note on Arrow's schema is spelled otherwise.
 - int8 and bf16, whose scores depend on the rows they run with.
