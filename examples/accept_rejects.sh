@@ -7,12 +7,13 @@ set -uo pipefail
 
 "$@" &
 child=$!
-trap 'kill -s TERM "$child" 2>/dev/null' TERM INT
+trap 'signalled=yes; kill -s TERM "$child" 2>/dev/null' TERM INT
 
-wait "$child"
-status=$?
-# A signal ends `wait` before the command has ended.
-while kill -0 "$child" 2>/dev/null; do
+# A signal ends `wait` with a status of its own, often before the command has ended. Asked again,
+# `wait` tells that of the command, even if it is long gone.
+signalled=yes
+while [[ $signalled ]]; do
+  signalled=
   wait "$child"
   status=$?
 done

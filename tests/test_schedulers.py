@@ -51,6 +51,22 @@ class TestAcceptRejects:
         assert done.stdout == "out\n"
         assert ("some rows were rejected" in done.stderr) == (status == 3)
 
+    def test_the_status_of_a_command_that_ends_at_once_when_told_to(self) -> None:
+        """Before the script, which the signal woke, looks at it again."""
+        child = (
+            "import os, signal\n"
+            "signal.signal(signal.SIGTERM, lambda *_: os._exit(3))\n"
+            "os.write(1, b'.')\n"
+            "while True: signal.pause()"
+        )
+        for _ in range(5):
+            command = [WRAPPER, sys.executable, "-S", "-c", child]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+                assert run.stdout is not None
+                run.stdout.read(1)
+                run.terminate()
+                assert run.wait(60) == 0
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_command_gets_the_signal_and_time_to_end(
         self, tmp_path: Path, number: signal.Signals
