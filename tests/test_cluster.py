@@ -26,7 +26,13 @@ import pytest
 from batchpredict.data.naming import MANIFEST, Task, tasks_of
 from batchpredict.data.outputs import Publishable
 from batchpredict.data.sources import source_of
-from batchpredict.errors import InputInvalid, OutputNotCreatable, OutputWriteFailed, UsageError
+from batchpredict.errors import (
+    InputInvalid,
+    OutputNotCreatable,
+    OutputWriteFailed,
+    TryAgain,
+    UsageError,
+)
 from batchpredict.job import Job
 from batchpredict.ops.retry import Request, retry
 from batchpredict.run.engine import Watch
@@ -595,6 +601,19 @@ def test_a_node_that_takes_over_is_looked_at_too(setup: Setup, tmp_path: Path) -
     problem = Worker(setup).score(task).problem
     assert problem
     assert "outputs have to lie where every node sees them" in problem.message
+
+
+def test_a_ray_that_does_not_start_in_time_is_tried_again(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002 - as Ray does
+
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(TryAgain, match="has not started: The current node timed out during"):
+        run_job(source, classifier, output_file=tmp_path / "out.csv", engine="ray")
 
 
 def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:

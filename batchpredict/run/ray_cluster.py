@@ -292,6 +292,14 @@ def _connect(job: Job, least: int, most: int | None) -> None:
         raise ConfigInvalid(
             f"--ray_address={job.ray_address or 'local'}: {' '.join(str(error).split())}"
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # Ray's own, of a node that has not started within its half a minute.
+        raise TryAgain(
+            f"Ray has not started: {' '.join(str(error).split())}; run the same command when this "
+            "machine has less to do"
+        ) from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

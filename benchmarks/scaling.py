@@ -1,0 +1,191 @@
+"""A job on a Ray cluster of this machine beside the same job without it, in turn.
+
+`python benchmarks/scaling.py INPUT MODEL [--rounds 3] [--actors 2] [--gigabytes 5]`. Processes as a
+user starts them, one actor for each core; outputs are compared. With `--gigabytes` the rows of
+INPUT (CSV) again and again, in a file of that size, which is deleted; `--pad` makes them longer.
+
+Start-up: until the first batch is scored, or all actors have loaded the model. CPU seconds: of all
+processes of the job and of Ray. Object store: bytes that were ever put there, and spilled to disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+
+ROOT = Path(__file__).resolve().parents[1]
+_STORE = {
+    "created": re.compile(r"num bytes created total: (\d+)"),
+    "spilled": re.compile(r"cumulative spill requests: (\d+)"),
+}
+_STARTED = b" actors on "
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run took. `start`: seconds until the first row."""
+
+    reading: measure.Reading
+    start: float
+    receipt: dict[str, Any]
+    store: dict[str, int]
+
+    @property
+    def work(self) -> float:
+        """Seconds after the start."""
+        return self.reading.wall - self.start
+
+
+def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) -> Taken:
+    """One run; of what it writes only the receipt is left."""
+    output, log = folder / f"{engine}.csv", folder / f"{engine}.log"
+    ray = Path(tempfile.mkdtemp(prefix="ray"))  # short: there will be names of sockets below it
+    command = [
+        sys.executable, "-P", "-m", "batchpredict", f"--input_file={source}",
+        f"--model={options.model}", f"--output_file={output}", "--max_rejects=100%",
+    ]  # fmt: skip
+    if engine == "ray":
+        command += ["--engine=ray", f"--actors={options.actors}", "--cpus_per_actor=1"]
+    if options.shard_bytes:
+        command.append(f"--shard_bytes={options.shard_bytes}")
+    variables = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder), "RAY_TMPDIR": str(ray)}
+    with _noticing(log, _STARTED) as noticed:
+        reading = measure.run(command, os.environ | variables, log)
+    if reading.exit_code not in (0, 3):
+        sys.exit(log.read_text())
+    receipt = json.loads(Path(f"{output}.receipt.json").read_text())
+    output.unlink()
+    store = _stored(ray)
+    shutil.rmtree(ray)
+    start = noticed[0] if engine == "ray" else receipt["first_row_seconds"]
+    return Taken(reading, start, receipt, store)
+
+
+@contextmanager
+def _noticing(log: Path, said: bytes) -> Iterator[list[float]]:
+    """The seconds after which `said` was in the log."""
+    noticed: list[float] = []
+    ended, begin = threading.Event(), time.perf_counter()
+
+    def look() -> None:
+        while not noticed and not ended.wait(0.05):
+            if log.exists() and said in log.read_bytes():
+                noticed.append(time.perf_counter() - begin)
+
+    log.unlink(missing_ok=True)
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield noticed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _stored(ray: Path) -> dict[str, int]:
+    """What Ray's object store says of itself, every 10 seconds."""
+    states = [path.read_text() for path in ray.rglob("session_2*/logs/debug_state.txt")]
+    if not states:
+        return {}
+    state = max(states, key=len)
+    found = {name: pattern.findall(state) for name, pattern in _STORE.items()}
+    files = sum(
+        file.stat().st_size
+        for folder in ray.rglob("ray_spilled_objects*")
+        for file in folder.rglob("*")
+        if file.is_file()
+    )
+    return {name: max(map(int, values)) for name, values in found.items() if values} | {
+        "spilled files": files
+    }
+
+
+@contextmanager
+def enlarged(source: Path, size: int, pad: int, folder: Path) -> Iterator[Path]:
+    """The rows of a CSV file, again and again, in a file of `size` bytes."""
+    if not size:
+        yield source
+        return
+    header, *lines = source.read_bytes().splitlines()
+    if pad:
+        header, more = header + b",note", b"," + b"note " * (pad // 5)
+        lines = [line + more for line in lines]
+    rows = b"\n".join(lines) + b"\n"
+    target = folder / f"large-{source.name}"
+    with target.open("wb") as file:
+        file.write(header + b"\n")
+        while file.tell() < size:
+            file.write(rows)
+    yield target
+    target.unlink()
+
+
+def told(engine: str, taken: Taken) -> None:
+    reading, receipt = taken.reading, taken.receipt
+    rows, stages = receipt["counts"]["read"], receipt["stages"]
+    nodes = receipt.get("nodes") or []
+    print(
+        f"{engine:6} wall {reading.wall:7.1f} s: start {taken.start:5.1f}, then {taken.work:7.1f}; "
+        f"{reading.cpu:7.1f} CPU s; {rows / taken.work:,.0f} rows/s, "
+        f"{rows / reading.cpu:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
+        f"       peak: this process {receipt['peak_memory_bytes'] / 1e6:.0f} MB, actor "
+        f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, whole tree "
+        f"{reading.peak_bytes / 1e6:.0f} MB; shards {sum(n['shards'] for n in nodes)}; "
+        f"join {stages.get('join', 0.0):.1f} s of {receipt['output']['size'] / 1e6:.0f} MB; "
+        f"object store {taken.store}; stages "
+        f"{ {name: round(value, 1) for name, value in stages.items()} }",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--gigabytes", type=float, default=0)
+    parser.add_argument("--pad", type=int, default=0, help="bytes of a column more")
+    parser.add_argument("--shard_bytes")
+    parser.add_argument("--folder", type=Path, help="where files are made")
+    parser.add_argument("--engines", default="local,ray")
+    options = parser.parse_args()
+    taken: dict[str, list[Taken]] = {engine: [] for engine in options.engines.split(",")}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        with enlarged(options.input, int(options.gigabytes * 1e9), options.pad, folder) as source:
+            for _ in range(options.rounds):
+                for engine, done in taken.items():
+                    done.append(run(options, source.resolve(), engine, folder))
+                    told(engine, done[-1])
+    outputs = {done.receipt["output"]["sha256"] for runs in taken.values() for done in runs}
+    assert len(outputs) == 1, "the outputs differ"
+    if taken.keys() != {"local", "ray"}:
+        return
+    pairs = list(zip(taken["local"], taken["ray"], strict=True))
+    after = [ray.work / local.work for local, ray in pairs]
+    used = [ray.reading.cpu / local.reading.cpu for local, ray in pairs]
+    for what, ratios in (("seconds after the start", after), ("CPU seconds", used)):
+        print(
+            f"{what}, ray / local: {statistics.median(ratios):.3f} "
+            f"({min(ratios):.3f} to {max(ratios):.3f}), {len(ratios)} pairs"
+        )
+
+
+if __name__ == "__main__":
+    main()
