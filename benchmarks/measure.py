@@ -81,7 +81,7 @@ def _sampling() -> Iterator[list[int]]:
         pause = _FIRST_PAUSE
         while not ended.wait(pause):
             pause = min(_LONGEST_PAUSE, pause * 1.1)
-            sizes = [_sizes(pid) for pid in _descendants(os.getpid())]
+            sizes = [_sizes(pid) for pid in descendants(os.getpid())]
             shares, highest = zip(*sizes, strict=True) if sizes else ((0,), (0,))
             peak[0] = max(peak[0], sum(shares), *highest)
 
@@ -94,12 +94,13 @@ def _sampling() -> Iterator[list[int]]:
         thread.join()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Of a process, at any depth."""
     found: list[int] = []
     with contextlib.suppress(OSError):  # processes end while we look
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, children.read_text().split()):
-                found += [child, *_descendants(child)]
+                found += [child, *descendants(child)]
     return found
 
 
@@ -118,7 +119,7 @@ def _sizes(pid: int) -> tuple[int, int]:
 
 def _reap_descendants() -> None:
     deadline = time.monotonic() + _LINGER_SECONDS
-    while left := _descendants(os.getpid()):
+    while left := descendants(os.getpid()):
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -38,10 +38,14 @@ _STARTED = b" actors on "
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run took. `start`: seconds until the first row."""
+    """What a run took. `start`: seconds until the first row; `driver`: bytes at its peak;
+    `cpu`: CPU seconds of all processes.
+    """
 
     reading: measure.Reading
     start: float
+    driver: int
+    cpu: float
     receipt: dict[str, Any]
     store: dict[str, int]
 
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
     if options.shard_bytes:
         command.append(f"--shard_bytes={options.shard_bytes}")
     variables = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder), "RAY_TMPDIR": str(ray)}
-    with _noticing(log, _STARTED) as noticed:
+    with _Watch(log) as watch:
         reading = measure.run(command, os.environ | variables, log)
     if reading.exit_code not in (0, 3):
         sys.exit(log.read_text())
@@ -72,29 +76,62 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
     output.unlink()
     store = _stored(ray)
     shutil.rmtree(ray)
-    start = noticed[0] if engine == "ray" else receipt["first_row_seconds"]
-    return Taken(reading, start, receipt, store)
+    start = watch.started if engine == "ray" else receipt["first_row_seconds"]
+    return Taken(reading, start, watch.peak, sum(watch.used.values()), receipt, store)
 
 
-@contextmanager
-def _noticing(log: Path, said: bytes) -> Iterator[list[float]]:
-    """The seconds after which `said` was in the log."""
-    noticed: list[float] = []
-    ended, begin = threading.Event(), time.perf_counter()
+class _Watch:
+    """Looks at a run from outside. `started`: seconds until it said so; `peak`: of the command's
+    own process, in bytes; `used`: CPU seconds by process. Ray's daemons wait for none of theirs:
+    what these have used is in nobody's account.
+    """
 
-    def look() -> None:
-        while not noticed and not ended.wait(0.05):
-            if log.exists() and said in log.read_bytes():
-                noticed.append(time.perf_counter() - begin)
+    def __init__(self, log: Path) -> None:
+        self.started, self.peak = 0.0, 0
+        self.used: dict[int, float] = {}
+        self._log = log
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
-    log.unlink(missing_ok=True)
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
+    def _look(self) -> None:
+        begin = time.perf_counter()
+        while not self._ended.wait(0.2):
+            if not self.started and self._log.exists() and _STARTED in self._log.read_bytes():
+                self.started = time.perf_counter() - begin
+            self.peak = max([self.peak, *map(_highest, self._commands())])
+
+    def _commands(self) -> list[int]:
+        """The processes that are the command."""
+        found = measure.descendants(os.getpid())
+        self.used |= {pid: max(_used(pid), self.used.get(pid, 0.0)) for pid in found}
+        return [pid for pid in found if b"\0batchpredict\0" in _read(pid, "cmdline")]
+
+    def __enter__(self) -> _Watch:
+        self._log.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def _read(pid: int, name: str) -> bytes:
     try:
-        yield noticed
-    finally:
-        ended.set()
-        thread.join()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
+def _used(pid: int) -> float:
+    """CPU seconds of a process, without those of its children."""
+    numbers = _read(pid, "stat").rpartition(b")")[2].split()
+    return sum(map(int, numbers[11:13])) / os.sysconf("SC_CLK_TCK") if numbers else 0.0
+
+
+def _highest(pid: int) -> int:
+    found = re.search(rb"VmHWM:\s+(\d+)", _read(pid, "status"))
+    return int(found[1]) * 1024 if found else 0
 
 
 def _stored(ray: Path) -> dict[str, int]:
@@ -141,10 +178,10 @@ def told(engine: str, taken: Taken) -> None:
     nodes = receipt.get("nodes") or []
     print(
         f"{engine:6} wall {reading.wall:7.1f} s: start {taken.start:5.1f}, then {taken.work:7.1f}; "
-        f"{reading.cpu:7.1f} CPU s; {rows / taken.work:,.0f} rows/s, "
-        f"{rows / reading.cpu:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
-        f"       peak: this process {receipt['peak_memory_bytes'] / 1e6:.0f} MB, actor "
-        f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, whole tree "
+        f"{taken.cpu:7.1f} CPU s; {rows / taken.work:,.0f} rows/s, "
+        f"{rows / taken.cpu:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
+        f"       peak: command {taken.driver / 1e6:.0f} MB, actor "
+        f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, all processes "
         f"{reading.peak_bytes / 1e6:.0f} MB; shards {sum(n['shards'] for n in nodes)}; "
         f"join {stages.get('join', 0.0):.1f} s of {receipt['output']['size'] / 1e6:.0f} MB; "
         f"object store {taken.store}; stages "
@@ -179,7 +216,7 @@ def main() -> None:
         return
     pairs = list(zip(taken["local"], taken["ray"], strict=True))
     after = [ray.work / local.work for local, ray in pairs]
-    used = [ray.reading.cpu / local.reading.cpu for local, ray in pairs]
+    used = [ray.cpu / local.cpu for local, ray in pairs]
     for what, ratios in (("seconds after the start", after), ("CPU seconds", used)):
         print(
             f"{what}, ray / local: {statistics.median(ratios):.3f} "
