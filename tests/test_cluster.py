@@ -607,7 +607,7 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(**_: Any) -> None:
-        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002 - as Ray does
+        raise Exception("The current node timed out\nduring startup.")
 
     source = write_rows(tmp_path / "in.csv", rows_of(10))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
