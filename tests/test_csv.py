@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchpredict.data import csv as csv_format
-from batchpredict.data import csv_blocks, csv_cut, csv_reader
+from batchpredict.data import csv_blocks, csv_cut, csv_reader, csv_shards
 from batchpredict.data.records import Dialect, Layout, Records, Reject, Selection
 from batchpredict.errors import InputInvalid
 from tests.reference_csv import rows as reference_rows
@@ -266,3 +266,26 @@ def rows_of(found: list[Records]) -> list[tuple[Any, ...]]:
 
 def model_rows(found: list[Records]) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for part in found for row in part.columns.to_pylist()]
+
+
+@pytest.mark.parametrize("begin", [b"", b'"1",2\n' * 3])
+def test_quotes_that_are_data_cost_no_exact_pass(
+    begin: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inches, in an export that quotes nothing; before them a record or two may be exact."""
+    data = b'1,5" pipe\n' * 2000
+    grammar = csv_cut.Grammar(44, 2, 1 << 20)
+    exact = csv_cut._cut_exactly
+    seen: list[int] = []
+
+    def counting(block: bytes, position: int, *rest: Any) -> csv_cut.Cut:
+        part = exact(block, position, *rest)
+        seen.append(part.consumed - position)
+        return part
+
+    monkeypatch.setattr(csv_cut, "_EXACT_BYTES", 10)
+    monkeypatch.setattr(csv_cut, "_cut_exactly", counting)
+    found = csv_cut.cut(begin + data, grammar, False)
+    assert len(found.starts) == (3 if begin else 0) + 2000
+    assert sum(seen) < 100
+    assert isinstance(csv_shards.counted(data, grammar, False), csv_shards.Counted)

@@ -85,8 +85,11 @@ def cut(block: bytes, grammar: Grammar, final: bool) -> Cut:
     while True:
         part = _cut_regular(block, position, grammar, final)
         parts.append(part)
-        position = part.consumed
+        begun, position = position, part.consumed
         if not _is_irregular(block, position, grammar, final):
+            # The quote that stopped it may be data, seen from the record that it is in.
+            if position > begun and block.find(b"\n", position) >= 0:
+                continue
             break
         part = _cut_exactly(block, position, grammar, final)
         parts.append(part)
@@ -108,8 +111,19 @@ def _is_irregular(block: bytes, position: int, grammar: Grammar, final: bool) ->
     if final or len(block) - position > grammar.max_record_bytes:
         return True
     data = np.frombuffer(block, np.uint8, offset=position)
-    quotes = np.flatnonzero(data == _QUOTE)
+    quotes = _quotes(data, grammar.delimiter)
     return _first_irregular_quote(data, quotes, grammar.delimiter, final) < len(data)
+
+
+def _quotes(data: npt.NDArray[np.uint8], delimiter: int) -> Positions:
+    """Where quotes are, from the first on that opens a cell: those before it are data."""
+    quotes = np.flatnonzero(data == _QUOTE)
+    for some in (quotes[:1], quotes):  # in most files the first one opens a cell
+        before = data[np.maximum(some - 1, 0)]
+        opens = np.flatnonzero((some == 0) | (before == delimiter) | (before == _LF))
+        if len(opens):
+            return quotes[opens[0] :]
+    return quotes[:0]
 
 
 def _first_irregular_quote(
@@ -177,7 +191,7 @@ def _separators(
     At the end of the input a record without a line end gets a separator at len(data).
     """
     separators = np.flatnonzero((data == delimiter) | (data == _LF))
-    quotes = np.flatnonzero(data == _QUOTE)
+    quotes = _quotes(data, delimiter)
     regular = True
     if len(quotes):
         limit = _first_irregular_quote(data, quotes, delimiter, final)

@@ -89,9 +89,10 @@ def counted(block: bytes, grammar: Grammar, final: bool) -> Counted | Cut:
     quotes = bits_of(data == _QUOTE)
     if quotes.any():
         inside = odd_so_far(quotes)
-        if not _are_regular(data, (quotes, inside, line_feeds), grammar, final):
+        if _are_regular(data, (quotes, inside, line_feeds), grammar, final):
+            ends = line_feeds & ~inside
+        elif (quotes & behind(_separators(data, line_feeds, grammar), first=True)).any():
             return cut(block, grammar, final)
-        ends = line_feeds & ~inside
     if final and block and block[-1] != _LF:
         ends = with_bit(ends, len(block))
     if len(block) > grammar.max_record_bytes and not _are_short(ends, len(block), grammar):
@@ -101,6 +102,11 @@ def counted(block: bytes, grammar: Grammar, final: bool) -> Counted | Cut:
     begins &= ~_blanks(data, begins, line_feeds)
     line_feeds = up_to(line_feeds, consumed)
     return Counted(begins, line_feeds, count(begins), count(line_feeds), consumed)
+
+
+def _separators(data: _Bytes, line_feeds: Bits, grammar: Grammar) -> Bits:
+    """Behind them a quote opens a cell; where none does, all quotes are data."""
+    return bits_of(data == grammar.delimiter) | line_feeds
 
 
 def _are_regular(
@@ -114,7 +120,7 @@ def _are_regular(
     if final and inside[-1] >> _HIGHEST:
         return False
     closing = quotes & ~inside
-    separators = bits_of(data == grammar.delimiter) | line_feeds
+    separators = _separators(data, line_feeds, grammar)
     if (quotes & inside & ~behind(separators | closing, first=True)).any():
         return False
     wrong = closing & ~ahead(with_bit(separators | quotes, len(data)))
