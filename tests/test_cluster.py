@@ -7,12 +7,15 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchpredict import s3
+from batchpredict.data.copies import new_copy
+from batchpredict.data.csv_shards import csv_shards
 from batchpredict.data.naming import MANIFEST, Task, tasks_of
 from batchpredict.data.outputs import Publishable
+from batchpredict.data.records import Dialect
 from batchpredict.data.sources import source_of
 from batchpredict.errors import (
     InputInvalid,
@@ -37,10 +44,10 @@ from batchpredict.job import Job
 from batchpredict.ops.retry import Request, retry
 from batchpredict.run.engine import Watch
 from batchpredict.run.loading import load_model
-from batchpredict.run.parts import part_job
+from batchpredict.run.parts import done_part, make_folder, part_job, part_of
 from batchpredict.run.parts_folder import _Folder
 from batchpredict.run.receipt import Counts, Receipt
-from batchpredict.run.runner import run
+from batchpredict.run.runner import run, run_task
 from batchpredict.run.worker import About, Problem, Setup, Worker, about
 from tests import commands, models
 from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
@@ -61,7 +68,7 @@ def _cluster() -> Iterator[None]:
     """One for all tests of this file: a run joins the one its process is connected to."""
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=80 << 20,
@@ -151,7 +158,7 @@ def same_on_cluster(
     sources: Path | list[Path], model: Path, tmp_path: Path, **options: Any
 ) -> list[dict[str, Any]]:
     """Receipts of the cluster's run, which has the bytes of the local one."""
-    actors, batches = options.pop("actors", None), options.pop("batches", True)
+    actors, batches = options.pop("actors", "1"), options.pop("batches", True)
     options = {"shard_bytes": SHARD, "max_rejects": "20%", **options}
     here, there = (made(tmp_path / name) for name in ("here", "there"))
     scored = run_job(sources, model, output_dir=here, **options).receipts
@@ -169,6 +176,14 @@ def same_on_cluster(
     return [receipt.content() for receipt in receipts]
 
 
+def on(engine: str) -> dict[str, Any]:
+    return {"engine": engine, "actors": None if engine == "local" else "1"}
+
+
+def shards_of(receipts: list[dict[str, Any]]) -> int:
+    return sum(node["shards"] for receipt in receipts for node in receipt["nodes"])
+
+
 def made(directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     return directory
@@ -182,13 +197,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("actors", ["1", "2", "4"])
+@pytest.mark.parametrize("actors", ["2", "4"])  # and all others have one
 def test_a_text_job_gives_the_same_bytes(
     actors: str, sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
     receipts = same_on_cluster(sources, model, tmp_path, actors=actors)
-    shards = sum(node["shards"] for node in receipts[-1]["nodes"])
-    assert shards > 4 * 10 + 1  # an array is one
+    assert shards_of(receipts) > 4 * 10 + 1  # an array is one
 
 
 @pytest.mark.usefixtures("_cluster")
@@ -211,29 +225,29 @@ def test_from_any_format_to_any_other(
 def test_compressed_inputs_are_a_shard_each(classifier: Path, tmp_path: Path) -> None:
     sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(6)]
     receipts = same_on_cluster(sources, classifier, tmp_path, shard_bytes=512)
-    assert sum(node["shards"] for node in receipts[-1]["nodes"]) == 6
+    assert shards_of(receipts) == 6
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("limit", [100, 5000])
-def test_a_limit_holds_for_what_is_one_shard(
+@pytest.mark.parametrize("limit", [0, 1234])
+def test_a_limit_holds_for_many_shards_and_for_one(
     limit: int, sources: list[Path], classifier: Path, tmp_path: Path
 ) -> None:
-    packed = write_rows(tmp_path / "rows.csv.gz", rows_of(300))
-    lines = tmp_path / "lines.jsonl.gz"
-    lines.write_bytes(gzip.compress(sources[1].read_bytes()))
-    inputs = [packed, lines, sources[2]]
-    same_on_cluster(inputs, classifier, tmp_path, limit=limit, actors="1")
+    few = write_rows(tmp_path / "few.csv.gz", rows_of(300))
+    packed = [tmp_path / f"packed{source.suffix}.gz" for source in sources[:2]]
+    for source, name in zip(sources, packed, strict=False):
+        name.write_bytes(gzip.compress(source.read_bytes()))
+    same_on_cluster([sources[0], few, *packed, sources[2]], classifier, tmp_path, limit=limit)
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst", ".jsonl.bz2", ".json.gz", ".json"])
+@pytest.mark.parametrize("suffix", [".csv.gz", ".json.gz"])
 def test_an_output_may_be_compressed(
     suffix: str, sources: list[Path], classifier: Path, tmp_path: Path
 ) -> None:
     outputs = [tmp_path / f"{name}{suffix}" for name in ("here", "there")]
     for output, engine in zip(outputs, ("local", "ray"), strict=True):
-        options = {"engine": engine, "shard_bytes": SHARD, "max_rejects": "20%"}
+        options = {"shard_bytes": SHARD, "max_rejects": "20%", **on(engine)}
         score(sources[0], classifier, output, **options)
     here, there = map(published, outputs)
     assert without_place(there) == without_place(here)
@@ -243,10 +257,7 @@ def test_an_output_may_be_compressed(
 @pytest.mark.parametrize(
     "options",
     [
-        {"limit": 1234},
-        {"limit": 0},
-        {"skip_rows": (1, 1700)},
-        {"on_error": "null", "keep": ("id",)},
+        {"skip_rows": (1, 1700), "on_error": "null", "keep": ("id",)},
         {"keep": "none"},
     ],
 )
@@ -262,7 +273,7 @@ def test_an_output_may_stay_in_parts(sources: list[Path], classifier: Path, tmp_
     options = {"shard_bytes": SHARD, "max_rejects": "20%"}
     score(sources[0], classifier, whole, **options)
     for _ in range(2):  # the second replaces the first
-        score(sources[0], classifier, parts, engine="ray", output_parts=True, **options)
+        score(sources[0], classifier, parts, output_parts=True, **on("ray"), **options)
         manifest = json.loads((parts / "_manifest.json").read_text())
         listed = [parts / part["path"] for part in manifest["parts"]]
         assert files_in(parts) == ["_manifest.json", *sorted(path.name for path in listed)]
@@ -343,7 +354,7 @@ def test_too_many_rejects_end_both_with_the_same_words(classifier: Path, tmp_pat
             output = tmp_path / "out.csv"
             with pytest.raises(InputInvalid) as caught:
                 score(
-                    source, classifier, output, max_rejects=budget, engine=engine, shard_bytes=SHARD
+                    source, classifier, output, max_rejects=budget, shard_bytes=SHARD, **on(engine)
                 )
             left = tmp_path / "out.csv.failed.rejects.jsonl"
             said.append((str(caught.value), left.read_bytes() if budget == "20" else b""))
@@ -355,7 +366,7 @@ def test_an_input_that_is_damaged_does_not_keep_others(classifier: Path, tmp_pat
     sources = [write_rows(tmp_path / f"{n}.csv.gz", rows_of(300, seed=n)) for n in range(3)]
     sources[1].write_bytes(b"no gzip")
     output = made(tmp_path / "out")
-    outcome = run_job(sources, classifier, output_dir=output, engine="ray", max_rejects="20%")
+    outcome = run_job(sources, classifier, output_dir=output, max_rejects="20%", **on("ray"))
     assert outcome.exit_code == 65
     assert len(outcome.receipts) == 2
     assert (output / "1.csv.gz.failed.json").exists()
@@ -374,7 +385,7 @@ def test_an_input_that_fails_early_does_not_keep_others(
         caplog.clear()
         outcome = run_job(
             [bad, good], classifier, output_dir=made(tmp_path / engine), on_error="fail",
-            engine=engine, shard_bytes=SHARD,
+            shard_bytes=SHARD, **on(engine),
         )  # fmt: skip
         assert (outcome.exit_code, len(outcome.receipts)) == (65, 1)
         said.append([r.getMessage() for r in caplog.records if r.levelname == "ERROR"])
@@ -445,25 +456,6 @@ def test_inputs_that_are_done_are_not_scored_again(
     again = run(job, lambda counts, seen: None)
     assert (len(again.receipts), again.done) == (2, 2)
     assert not [name for name in files_in(tmp_path) if "/." in name]
-
-
-@pytest.mark.usefixtures("_cluster")
-def test_parts_of_other_options_or_of_another_input_are(classifier: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.csv", rows_of(ROWS))
-    output = made(tmp_path / "there") / "in.csv"
-
-    def interrupt(counts: Counts, _: Any) -> None:
-        if counts.read > ROWS / 2:
-            raise KeyboardInterrupt
-
-    for change in ("options", "input"):
-        with pytest.raises(KeyboardInterrupt):
-            watched(source, classifier, output, interrupt)
-        if change == "input":
-            write_rows(source, rows_of(ROWS, seed=8))
-        scores = "all" if change == "options" else "top"
-        (receipt,) = same_on_cluster(source, classifier, tmp_path, scores=scores)
-        assert receipt["resumed"]["rows"] == 0
 
 
 @pytest.mark.usefixtures("_cluster")
@@ -556,6 +548,63 @@ def test_a_row_that_kills_its_actor_is_found(classifier: Path, tmp_path: Path) -
     assert lost == [1001]
 
 
+def test_objects_are_read_and_written_by_nodes(
+    sources: list[Path], classifier: Path, s3_bucket: str, tmp_path: Path
+) -> None:
+    inputs = [sources[0], sources[4]]
+    for source in inputs:
+        s3.store().upload(source, s3.parse(f"s3://{s3_bucket}/in/{source.name}"))
+    common = (f"--model={classifier}", "--max_rejects=20%", f"--shard_bytes={8 * SHARD}")
+    ray_too = ("--engine=ray", "--actors=1")
+    for place, more in (("here", ()), ("there", ray_too), ("parts", (*ray_too, "--output_parts"))):
+        finished = commands.run(
+            f"--input_file=s3://{s3_bucket}/in/*", f"--output_dir=s3://{s3_bucket}/{place}/",
+            *common, *more, cwd=tmp_path, env={"XDG_STATE_HOME": str(made(tmp_path / "state"))},
+        )  # fmt: skip
+        assert finished.returncode == 3, finished.stderr.decode()
+        assert b"Traceback" not in finished.stdout + finished.stderr
+        # Each input has lost rows, and that is all there is to be told.
+        lines = finished.stderr.decode().splitlines()
+        assert [line for line in lines if "could not be scored" not in line] == []
+    stored = {
+        found.address.key: s3.store().read(found.address, 1 << 24)[0]
+        for found in s3.store().list(s3.parse(f"s3://{s3_bucket}/"))
+    }
+    here, there = (
+        {key.removeprefix(place): stored[key] for key in stored if key.startswith(place)}
+        for place in ("here/", "there/")
+    )
+    for name in (source.name for source in inputs):
+        assert there.pop(name) == here.pop(name)
+        assert there.pop(f"{name}.rejects.jsonl") == here.pop(f"{name}.rejects.jsonl")
+        manifest = json.loads(stored[f"parts/{name}/_manifest.json"])
+        for part in manifest["parts"]:
+            content = stored[f"parts/{name}/{part['path']}"]
+            assert hashlib.sha256(content).hexdigest() == part["sha256"]
+    assert sorted(there) == sorted(here) == [f"{source.name}.receipt.json" for source in inputs]
+    assert not [key for key in stored if "/." in key]
+
+
+def test_a_copy_of_an_object_serves_all_of_its_shards(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"s3://{s3_bucket}/{n}.parquet" for n in range(2)]
+    for name in names:
+        s3.store().write(s3.parse(name), name.encode())
+    fetched = []
+    monkeypatch.setattr(
+        "batchpredict.data.sources.new_copy",
+        lambda name, size: fetched.append(name) or new_copy(name, size),
+    )
+    for name in (names[0], names[0], names[1], names[0]):
+        with closing(source_of(name, keeps_copy=True)) as source:
+            path = source.local_path()
+            assert path
+            assert path.read_bytes() == name.encode()
+            assert source.finish() == hashlib.sha256(name.encode()).hexdigest()
+    assert fetched == [names[0], names[1], names[0]]
+
+
 # --- what a node is asked before it works
 
 
@@ -593,6 +642,55 @@ def test_a_node_that_does_not_says_why(setup: Setup, change: dict[str, Any], sai
     assert isinstance(problem, Problem)
     assert said in str(problem.error("10.0.0.7"))
     assert "10.0.0.7" in str(problem.error("10.0.0.7"))
+
+
+def _touch(source: Path) -> None:
+    """Other bytes of the same size and time."""
+    status = source.stat()
+    source.write_bytes(source.read_bytes()[:-2] + b"5\n")
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["nothing", "shard", "options", "on_error", "model", "tokenizers", "input", "output", "sizes"],
+)
+def test_a_part_is_taken_only_where_it_would_come_out_again(
+    change: str, model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("text\n" + "".join(f"good {row}\n" for row in range(9)))
+    job = Job(input_file=(str(source),), model=str(model), output_file=str(tmp_path / "out.csv"))
+    loaded = load_model(job)
+    (task,), _ = tasks_of(job)
+    parts = replace(part_job(job, loaded), no_resume=False)
+    (shard,) = csv_shards(source_of(str(source)), Dialect())
+    part = part_of(task, shard, None)
+    make_folder(task.output)
+    receipt = run_task(part, parts, loaded, lambda *_: None)
+    assert receipt.part
+    fingerprint = source_of(str(source)).fingerprint()
+    if change == "input":
+        _touch(source)
+        fingerprint = source_of(str(source)).fingerprint()
+    elif change == "shard":
+        part = replace(part, shard=replace(shard, rows=5))
+    elif change in ("options", "on_error"):
+        others = {"options": {"scores": "all"}, "on_error": {"on_error": "null"}}
+        parts = replace(parts, **others[change])
+    elif change == "model":
+        package = replace(loaded.package, digest="ab" * 32)
+        loaded = replace(loaded, fetched=replace(loaded.fetched, package=package))
+    elif change == "tokenizers":
+        name = Path(part.receipt or "")
+        name.write_text(re.sub(r'("tokenizers": )"[^"]*"', r'\1"0.1"', name.read_text()))
+    elif change == "output":
+        Path(part.output).write_bytes(b"x" * Path(part.output).stat().st_size)
+    elif change == "sizes":
+        plan = replace(loaded.plan, tuning=replace(loaded.plan.tuning, batch_rows=3))
+        loaded = replace(loaded, plan=plan)
+    found = done_part(part, parts, loaded, fingerprint)
+    assert (found is not None) == (change == "nothing")
 
 
 def test_a_node_that_takes_over_is_looked_at_too(setup: Setup, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -11,6 +12,33 @@ from batchpredict.data.storage import amount, reason, reason_at, remedy, space_a
 from batchpredict.errors import OutputNotCreatable, OutputWriteFailed
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """All bytes of the object `name` as it was when it had this ETag."""
+
+    name: str
+    etag: str
+    file: BinaryIO
+    sha256: str
+
+
+# The process's last one that was kept: who has read one shard of an object reads another.
+_kept: list[Copy] = []
+
+
+def kept_copy(name: str, etag: str | None) -> Copy | None:
+    """The copy of this object, if it is the one kept. Another one goes, to make room."""
+    if _kept and (_kept[0].name, _kept[0].etag) != (name, etag):
+        _kept.pop().file.close()
+    return _kept[0] if _kept else None
+
+
+def keep_copy(copy: Copy) -> None:
+    """Keep it, and no other, until `kept_copy` is asked for another one or the process ends."""
+    assert not _kept
+    _kept.append(copy)
 
 
 def new_copy(name: str, size: int) -> BinaryIO:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from batchpredict import s3
-from batchpredict.data.copies import add, new_copy
+from batchpredict.data.copies import Copy, add, keep_copy, kept_copy, new_copy
 from batchpredict.data.local_files import LocalFile
 from batchpredict.data.locations import DAMAGED, DECOMPRESS, STDIO, compression_of
 from batchpredict.data.objects import StoredObject
@@ -143,9 +143,11 @@ class InputSource:
     """An input, read in order: counted, hashed, decompressed. Obeys the Source protocol.
 
     `position`: stored bytes read so far. `size`, `modified_ns`, `etag`, `rereadable`: see Origin.
+    `keeps_copy`: one that `local_path` makes is there for the next source of the same object.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, *, keeps_copy: bool = False) -> None:
+        self._keeps_copy = keeps_copy and origin.etag is not None
         self._origin = origin
         self.name = origin.name
         self.size = origin.size
@@ -198,9 +200,20 @@ class InputSource:
         if self._origin.path is not None or not self.rereadable:
             return self._origin.path
         if self._copy is None:
-            self._copy = new_copy(self.name, self.size or 0)
-            self._whole = Mark(self.size or 0, self._read_to_end(self._copy))
+            kept = kept_copy(self.name, self.etag) if self._keeps_copy else None
+            copy = kept or self._fetched()
+            self._copy, self._whole = copy.file, Mark(self.size or 0, copy.sha256)
+            if self._keeps_copy and not kept:
+                keep_copy(copy)
         return Path(f"/proc/self/fd/{self._copy.fileno()}")
+
+    def _fetched(self) -> Copy:
+        file = new_copy(self.name, self.size or 0)
+        try:
+            return Copy(self.name, self.etag or "", file, self._read_to_end(file))
+        except BaseException:
+            file.close()
+            raise
 
     def expect(self, marks: Iterable[Mark], *, inside: bool = False) -> None:
         """Compare with these marks whatever is read from now on; reading raises InputDiffers.
@@ -271,7 +284,7 @@ class InputSource:
     def close(self) -> None:
         if self._raw is not None:
             self._raw.close()
-        if self._copy is not None:
+        if self._copy is not None and not self._keeps_copy:
             self._copy.close()
 
     def check_unchanged(self) -> None:
@@ -287,6 +300,9 @@ def origin_of(name: str) -> Origin:
     return StoredObject(name) if s3.is_url(name) else LocalFile(name)
 
 
-def source_of(name: str) -> InputSource:
-    """The input of this name: a file, "-", an s3:// object. Raises InputMissing, Unavailable."""
-    return InputSource(origin_of(name))
+def source_of(name: str, *, keeps_copy: bool = False) -> InputSource:
+    """The input of this name: a file, "-", an s3:// object. Raises InputMissing, Unavailable.
+
+    `keeps_copy`: see InputSource.
+    """
+    return InputSource(origin_of(name), keeps_copy=keeps_copy)

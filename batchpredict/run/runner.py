@@ -272,7 +272,7 @@ def _attempt(
     tally = Tally(task, job.budget)
     with Publication(task, job, model, times) as publication:
         try:
-            source = source_of(task.input)
+            source = source_of(task.input, keeps_copy=task.shard is not None)
             with (
                 closing(source),
                 journal_of(task, job, model, source, held) as journal,
