@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fastavro
 import psutil
@@ -591,11 +591,13 @@ def test_a_copy_of_an_object_serves_all_of_its_shards(
     names = [f"s3://{s3_bucket}/{n}.parquet" for n in range(2)]
     for name in names:
         s3.store().write(s3.parse(name), name.encode())
-    fetched = []
-    monkeypatch.setattr(
-        "batchpredict.data.sources.new_copy",
-        lambda name, size: fetched.append(name) or new_copy(name, size),
-    )
+    fetched: list[str] = []
+
+    def fetch(name: str, size: int) -> BinaryIO:
+        fetched.append(name)
+        return new_copy(name, size)
+
+    monkeypatch.setattr("batchpredict.data.sources.new_copy", fetch)
     for name in (names[0], names[0], names[1], names[0]):
         with closing(source_of(name, keeps_copy=True)) as source:
             path = source.local_path()
@@ -676,7 +678,7 @@ def test_a_part_is_taken_only_where_it_would_come_out_again(
     elif change == "shard":
         part = replace(part, shard=replace(shard, rows=5))
     elif change in ("options", "on_error"):
-        others = {"options": {"scores": "all"}, "on_error": {"on_error": "null"}}
+        others: dict[str, Any] = {"options": {"scores": "all"}, "on_error": {"on_error": "null"}}
         parts = replace(parts, **others[change])
     elif change == "model":
         package = replace(loaded.package, digest="ab" * 32)
@@ -718,6 +720,13 @@ def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", rows_of(10))
     with pytest.raises(UsageError, match="nodes cannot share"):
         run_job(source, classifier, output_file="-", engine="ray")
+
+
+def test_a_local_run_removes_what_a_cluster_has_left(classifier: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    (made(tmp_path / ".out.csv.parts") / "000000.out.csv").touch()
+    score(source, classifier, tmp_path / "out.csv", max_rejects="50%")
+    assert not (tmp_path / ".out.csv.parts").exists()
 
 
 @pytest.mark.parametrize("actors", ["0", "two", "4:2", ":3"])

@@ -52,17 +52,21 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
                 if receipt is not None:
                     yield receipt
             run.watch(inputs.counts + cluster.in_flight, inputs)
-            run.deadline.check(inputs.counts.read > 0, inputs.name)
+            run.deadline.check(inputs.have_progressed, inputs.name)
 
 
 class _Inputs:
-    """The inputs of a run; Seen as one. To be closed."""
+    """The inputs of a run; Seen as one. To be closed.
+
+    `have_progressed`: this run has had a part scored, which the next one need not.
+    """
 
     def __init__(self, tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> None:
         self._tasks, self._job, self._model, self._run = tasks, job, model, run
         self._open: list[Gathering] = []
         self._over = 0
         self._ended = Counts()
+        self.have_progressed = False
         self._by_part: dict[str, Gathering] = {}
 
     def orders(self) -> Iterator[Task]:
@@ -86,6 +90,7 @@ class _Inputs:
             if answer.problem is not None:
                 raise answer.problem.error(node)
             assert answer.receipt is not None
+            self.have_progressed = True
             receipt, seconds = answer.receipt, answer.seconds
             gathering.add(ScoredPart(delivered.task, receipt, node, delivered.actor, seconds))
 

@@ -8,8 +8,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from batchpredict import s3
 from batchpredict.counting import count
 from batchpredict.data.formats import FORMATS
+from batchpredict.data.locations import is_stream
 from batchpredict.data.locks import Held
 from batchpredict.data.naming import Task
 from batchpredict.data.outputs import check_buckets, check_creatable
@@ -24,6 +26,7 @@ from batchpredict.run.fetching import fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.monitoring import Monitor, check_baseline
 from batchpredict.run.opening import open_task
+from batchpredict.run.parts import remove_parts
 from batchpredict.run.parts_folder import check_replaceable
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
@@ -132,6 +135,8 @@ def _here(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> Iter
             held = run.locks[task.output]
             receipt = run_task(task, job, model, run.watch, held, run.deadline)
         if receipt is not None:
+            if not (is_stream(task.output) or s3.is_url(task.output)):
+                remove_parts(task.output)  # of a run on a cluster that was stopped
             done += 1
             yield receipt
 
