@@ -38,7 +38,7 @@ from tests.test_cluster import FORMATS, published, rows_of, without_place, write
 
 _NODES = 3
 _STORE_BYTES = 80 << 20
-_MATRIX_TEXTS = 200
+_MATRIX_TEXTS = 60
 # A line is one write: what a killed process has begun is in the file.
 _COUNTER = '''
     import os, sys
@@ -233,14 +233,18 @@ def matrix(options: argparse.Namespace) -> bool:
     engines: dict[str, Sequence[str]] = {"here": ()}
     engines |= {f"{n} actors": ("--engine=ray", f"--actors={n}") for n in (1, 2, 4)}
     engines["3 nodes"] = (*nodes.options[:2], f"--actors={_NODES}")
-    for name, model, content in (("text", options.model, rows), ("table", table, rows_of(5000))):
+    for name, model, content, shard_bytes in (
+        ("text", options.model, rows, "2KiB"),
+        ("table", table, rows_of(5000), "8KiB"),
+    ):
         inputs = [write_rows(folder / name / f"in_{kind}.{kind}", content) for kind in FORMATS]
         for engine, how in engines.items():
             target = folder / name / engine.replace(" ", "-")
+            target.mkdir()
             command = [
                 sys.executable, "-P", "-m", "batchpredict", *(f"--input_file={i}" for i in inputs),
                 f"--model={model}", f"--output_dir={target}", "--max_rejects=20%",
-                "--shard_bytes=8KiB", "--quiet", *how,
+                f"--shard_bytes={shard_bytes}", "--quiet", *how,
             ]  # fmt: skip
             begin, code = time.monotonic(), subprocess.run(command, check=False).returncode
             same, shards = _same(folder / name / "here", target)

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -714,6 +715,24 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(TryAgain, match="has not started: The current node timed out during"):
         run_job(source, classifier, output_file=tmp_path / "out.csv", engine="ray")
+
+
+def test_a_worker_keeps_no_memory_that_is_free(setup: Setup, tmp_path: Path) -> None:
+    def scatter(kept: list[bytes]) -> None:
+        pieces = [bytes(60_000) for _ in range(1500)]
+        kept += pieces[::50]
+
+    worker, kept = Worker(setup), list[bytes]()
+    assert isinstance(worker.check(), About)
+    for _ in range(2):
+        thread = threading.Thread(target=scatter, args=(kept,))
+        thread.start()
+        thread.join()
+    before = psutil.Process().memory_info().rss
+    source, output = setup.input[0], str(tmp_path / "out.csv")
+    task = Task(source, "csv", output, "csv", f"{output}.rejects.jsonl", f"{output}.receipt.json")
+    worker.score(task)
+    assert psutil.Process().memory_info().rss < before - (40 << 20)
 
 
 def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:

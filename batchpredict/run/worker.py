@@ -21,6 +21,7 @@ from batchpredict.data.outputs import read_small
 from batchpredict.data.sources import source_of
 from batchpredict.errors import BatchPredictError, ConfigInvalid, InputMissing, TryAgain
 from batchpredict.job import Job
+from batchpredict.run.allocators import give_back
 from batchpredict.run.current import adopt
 from batchpredict.run.deadline import Deadline
 from batchpredict.run.fetching import fetch
@@ -143,6 +144,8 @@ class Worker:
                     forget({task.output: held})
         except BatchPredictError as error:
             return Answer(None, Problem.of(error), time.monotonic() - begin)
+        finally:
+            give_back()
         return Answer(receipt.content(), None, time.monotonic() - begin)
 
     def look(self) -> Look:
