@@ -39,13 +39,14 @@ _STARTED = b" actors on "
 @dataclass(frozen=True)
 class Taken:
     """What a run took. `start`: seconds until the first row; `driver`: bytes at its peak;
-    `cpu`: CPU seconds of all processes.
+    `cpu`: CPU seconds of all processes, `cpu_work`: after the start.
     """
 
     reading: measure.Reading
     start: float
     driver: int
     cpu: float
+    cpu_work: float
     receipt: dict[str, Any]
     store: dict[str, int]
 
@@ -77,7 +78,8 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
     store = _stored(ray)
     shutil.rmtree(ray)
     start = watch.started if engine == "ray" else receipt["first_row_seconds"]
-    return Taken(reading, start, watch.peak, sum(watch.used.values()), receipt, store)
+    used = sum(watch.used.values()), watch.used_after(start)
+    return Taken(reading, start, watch.peak, *used, receipt, store)
 
 
 class _Watch:
@@ -89,6 +91,7 @@ class _Watch:
     def __init__(self, log: Path) -> None:
         self.started, self.peak = 0.0, 0
         self.used: dict[int, float] = {}
+        self._course: list[tuple[float, float]] = []
         self._log = log
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -98,6 +101,7 @@ class _Watch:
         while not self._ended.wait(0.2):
             if not self.started and self._log.exists() and _STARTED in self._log.read_bytes():
                 self.started = time.perf_counter() - begin
+            self._course.append((time.perf_counter() - begin, sum(self.used.values())))
             self.peak = max([self.peak, *map(_highest, self._commands())])
 
     def _commands(self) -> list[int]:
@@ -105,6 +109,11 @@ class _Watch:
         found = measure.descendants(os.getpid())
         self.used |= {pid: max(_used(pid), self.used.get(pid, 0.0)) for pid in found}
         return [pid for pid in found if b"\0batchpredict\0" in _read(pid, "cmdline")]
+
+    def used_after(self, start: float) -> float:
+        """CPU seconds of all processes after so many seconds."""
+        before = [used for seconds, used in self._course if seconds <= start]
+        return sum(self.used.values()) - (before[-1] if before else 0.0)
 
     def __enter__(self) -> _Watch:
         self._log.unlink(missing_ok=True)
@@ -178,8 +187,8 @@ def told(engine: str, taken: Taken) -> None:
     nodes = receipt.get("nodes") or []
     print(
         f"{engine:6} wall {reading.wall:7.1f} s: start {taken.start:5.1f}, then {taken.work:7.1f}; "
-        f"{taken.cpu:7.1f} CPU s; {rows / taken.work:,.0f} rows/s, "
-        f"{rows / taken.cpu:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
+        f"{taken.cpu:7.1f} CPU s, {taken.cpu_work:.1f} after the start; {rows / taken.work:,.0f} rows/s, "
+        f"{rows / taken.cpu_work:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
         f"       peak: command {taken.driver / 1e6:.0f} MB, actor "
         f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, all processes "
         f"{reading.peak_bytes / 1e6:.0f} MB; shards {sum(n['shards'] for n in nodes)}; "
@@ -216,10 +225,10 @@ def main() -> None:
         return
     pairs = list(zip(taken["local"], taken["ray"], strict=True))
     after = [ray.work / local.work for local, ray in pairs]
-    used = [ray.cpu / local.cpu for local, ray in pairs]
-    for what, ratios in (("seconds after the start", after), ("CPU seconds", used)):
+    used = [ray.cpu_work / local.cpu_work for local, ray in pairs]
+    for what, ratios in (("seconds", after), ("CPU seconds", used)):
         print(
-            f"{what}, ray / local: {statistics.median(ratios):.3f} "
+            f"{what} after the start, ray / local: {statistics.median(ratios):.3f} "
             f"({min(ratios):.3f} to {max(ratios):.3f}), {len(ratios)} pairs"
         )
 
