@@ -187,7 +187,8 @@ def told(engine: str, taken: Taken) -> None:
     nodes = receipt.get("nodes") or []
     print(
         f"{engine:6} wall {reading.wall:7.1f} s: start {taken.start:5.1f}, then {taken.work:7.1f}; "
-        f"{taken.cpu:7.1f} CPU s, {taken.cpu_work:.1f} after the start; {rows / taken.work:,.0f} rows/s, "
+        f"{taken.cpu:7.1f} CPU s, {taken.cpu_work:.1f} after the start; "
+        f"{rows / taken.work:,.0f} rows/s, "
         f"{rows / taken.cpu_work:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
         f"       peak: command {taken.driver / 1e6:.0f} MB, actor "
         f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, all processes "
