@@ -5,9 +5,12 @@
 # others stay. SIGTERM and SIGINT, which a shell would keep to itself, reach the command as SIGTERM.
 set -uo pipefail
 
+child=
+signalled=
+trap 'signalled=yes; [[ $child ]] && kill -s TERM "$child" 2>/dev/null' TERM INT
 "$@" &
 child=$!
-trap 'signalled=yes; kill -s TERM "$child" 2>/dev/null' TERM INT
+[[ $signalled ]] && kill -s TERM "$child" # it came before there was a command to get it
 
 # A signal ends `wait` with a status of its own, often before the command has ended. Asked again,
 # `wait` tells that of the command, even if it is long gone.

@@ -43,6 +43,7 @@ from tests.commands import CHECKOUT
 from tests.jobs import files_in, receipt_of, rejects_of, run_job, score
 
 MARKER = 666.0
+OTHERS: list[psutil.Process] = []
 # What a process does at its start, and a run of the command too: see Command.
 POISON = '''
     import json, os, signal, sys, threading, time
@@ -309,6 +310,19 @@ def test_a_row_is_named_that_was_alone_at_two_of_three_deaths() -> None:
 # --- a child
 
 
+@pytest.fixture(autouse=True)
+def _others() -> Iterator[None]:
+    """Servers of other tests may be children of this process, too."""
+    OTHERS[:] = psutil.Process().children()
+    yield
+    OTHERS.clear()
+
+
+def children() -> list[psutil.Process]:
+    """Those that a test has begun, zombies too."""
+    return [child for child in psutil.Process().children() if child not in OTHERS]
+
+
 @pytest.fixture(scope="module")
 def poison_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("poison")
@@ -368,13 +382,13 @@ def test_a_child_scores_to_the_bit_and_leaves_nothing(scorer: Scorer, lone: Lone
     part = lone.ask("infer", columns.slice(7, 1))
     assert same(part, Inferred(np.arange(1), scorer.infer(prepared, np.array([7])).tensors, ()))
     assert len(lone.ask("prepare", columns).indices) == 0
-    (child,) = psutil.Process().children()
+    (child,) = children()
     assert Path(f"/proc/{child.pid}/oom_score_adj").read_text().strip() == "1000"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         child.send_signal(number)
     assert len(lone.ask("infer", columns).indices) == 50
     lone.close()
-    assert psutil.Process().children() == []
+    assert children() == []
     with pytest.raises(LoneNotStarted):
         lone.start()
 
@@ -387,10 +401,10 @@ def test_a_child_that_dies_says_of_what(scorer: Scorer, poisoned: Any) -> None:
     with pytest.raises(LoneDied, match=r"^SIGSEGV$") as died:
         lone.ask("infer", columns_of(5, 3))
     assert died.value.signal == signal.SIGSEGV
-    assert psutil.Process().children() == []
+    assert children() == []
     lone.start()
     lone.close()
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_an_exception_in_a_child_is_told(lone: LoneScorer) -> None:
@@ -403,7 +417,7 @@ def test_a_child_that_dies_before_its_work_was_never_there(scorer: Scorer, poiso
     poisoned(step="start", signal=signal.SIGKILL)
     with pytest.raises(LoneNotStarted, match="SIGKILL"):
         LoneScorer(scorer).start()
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_a_child_dies_with_its_parent_whatever_it_is_doing(
@@ -411,7 +425,7 @@ def test_a_child_dies_with_its_parent_whatever_it_is_doing(
 ) -> None:
     """Closing the lifeline is what the kernel does for a parent that was killed."""
     assert lone._child is not None
-    (child,) = psutil.Process().children()
+    (child,) = children()
     child.suspend()
     lone._child.lifeline.close()
     child.resume()
@@ -469,7 +483,7 @@ def guarded(scorer: Scorer, path: Path, columns: pa.RecordBatch, *more: Note) ->
             yield Guarded(guard, scorer, records_of(columns), path)
         finally:
             guard.close()
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 class FakeLone:

@@ -116,8 +116,6 @@ def _former(path: str, content: Any) -> Former:
     output = made(Published, content["output"], "output")
     if is_stream(output.path):
         raise InputInvalid(f"{path}: its output went to a stream ({output.path}); run predict")
-    if part(content, "options", dict).get("output_parts"):
-        raise InputInvalid(f"{path}: its output is a folder of parts; run predict again")
     inputs = part(content, "inputs", list)
     if len(inputs) != 1:
         raise LayoutInvalid(f"it has {len(inputs)} inputs, not 1")

@@ -204,6 +204,7 @@ class RayCluster:
     def _look(self) -> None:
         """Ask the busy ones, and take what they have said by now."""
         if self._looks:
+            busy = {actor for actor, _ in self._busy.values()}
             references = list(self._looks)
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
             for reference in ready:
@@ -213,7 +214,7 @@ class RayCluster:
                 except RayActorError:  # its shard will tell
                     continue
                 self._tell(node, look)
-                if any(actor is busy for busy, _ in self._busy.values()):
+                if actor in busy:
                     self._counts[actor] = look.counts
         elif time.monotonic() - self._looked >= _LOOK_SECONDS:
             self._looked = time.monotonic()
