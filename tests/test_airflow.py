@@ -147,5 +147,5 @@ def test_what_becomes_of_each_exit_status(tmp_path: Path) -> None:
     assert (done["run"], done["results"]) == ("success", [3])
     assert done["tries"] > 1
     assert log.count("stopped after --max_seconds") == done["tries"] - 1
-    assert "going on, 500 rows are scored already" in log
+    assert "going on, 500 rows scored already" in log
     assert len((tmp_path / "scored.csv").read_text().splitlines()) == 1001
