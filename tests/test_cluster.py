@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -715,6 +716,16 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(TryAgain, match="has not started: The current node timed out during"):
         run_job(source, classifier, output_file=tmp_path / "out.csv", engine="ray")
+
+
+def test_what_a_worker_logs_comes_with_its_answer(setup: Setup, tmp_path: Path) -> None:
+    """Whoever has no more work is not looked at again."""
+    worker = Worker(setup)
+    output = str(tmp_path / "out.csv")
+    task = Task(setup.input[0], "csv", output, "csv", f"{output}.rejects.jsonl", None)
+    logging.getLogger("batchpredict.run").warning("it is late")
+    assert (logging.WARNING, "it is late") in worker.score(task).log
+    assert worker.look().log == ()
 
 
 def test_a_worker_keeps_no_memory_that_is_free(setup: Setup, tmp_path: Path) -> None:

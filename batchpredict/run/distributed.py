@@ -15,7 +15,7 @@ from batchpredict.errors import BatchPredictError
 from batchpredict.job import Job
 from batchpredict.run.current import enter, run_id
 from batchpredict.run.engine import Run
-from batchpredict.run.gathering import Gathering
+from batchpredict.run.gathering import Gathering, failing
 from batchpredict.run.loading import LoadedModel
 from batchpredict.run.parts import ScoredPart, folder_of, part_job
 from batchpredict.run.ray_cluster import Delivered, RayCluster
@@ -37,7 +37,7 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
         _probed(setup.probes),
         closing(inputs),
         RayCluster(setup, job) as cluster,
-        inputs.failing(),
+        failing(inputs.begun),
     ):
         cluster.start()
         enter("score")
@@ -47,7 +47,7 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
                 inputs.take(delivered)
             for gathering in inputs.complete():
                 receipt = None
-                with run.told(), gathering.failing():
+                with run.told(), failing([gathering]):
                     receipt = gathering.publish()
                 if receipt is not None:
                     yield receipt
@@ -58,12 +58,13 @@ def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) ->
 class _Inputs:
     """The inputs of a run; Seen as one. To be closed.
 
-    `have_progressed`: this run has had a part scored, which the next one need not.
+    `begun`: those that are worked on. `have_progressed`: this run has had a part scored, which the
+    next one need not.
     """
 
     def __init__(self, tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> None:
         self._tasks, self._job, self._model, self._run = tasks, job, model, run
-        self._open: list[Gathering] = []
+        self.begun: list[Gathering] = []
         self._over = 0
         self._ended = Counts()
         self.have_progressed = False
@@ -74,8 +75,8 @@ class _Inputs:
         for task in self._tasks:
             held = self._run.locks[task.output]
             gathering = Gathering(task, self._job, self._model, held)
-            self._open.append(gathering)
-            with self._run.told(), gathering.failing():
+            self.begun.append(gathering)
+            with self._run.told(), failing([gathering]):
                 for part in gathering.orders():
                     self._by_part[part.output] = gathering
                     yield part
@@ -85,7 +86,7 @@ class _Inputs:
         gathering = self._by_part.pop(delivered.task.output)
         if gathering.over:
             return
-        with self._run.told(), gathering.failing():
+        with self._run.told(), failing([gathering]):
             answer, node = delivered.answer, delivered.node
             if answer.problem is not None:
                 raise answer.problem.error(node)
@@ -97,12 +98,12 @@ class _Inputs:
     def complete(self) -> list[Gathering]:
         """Those that are to be published now."""
         self._let_go()
-        return [gathering for gathering in self._open if gathering.is_complete]
+        return [gathering for gathering in self.begun if gathering.is_complete]
 
     def _let_go(self) -> None:
         """What is over keeps files open, and there may be many."""
-        for gathering in [gathering for gathering in self._open if gathering.over]:
-            self._open.remove(gathering)
+        for gathering in [gathering for gathering in self.begun if gathering.over]:
+            self.begun.remove(gathering)
             self._over += 1
             self._ended += gathering.progress
             gathering.close()
@@ -110,7 +111,7 @@ class _Inputs:
     @property
     def counts(self) -> Counts:
         """Rows of parts that are there."""
-        return sum((gathering.progress for gathering in self._open), self._ended)
+        return sum((gathering.progress for gathering in self.begun), self._ended)
 
     @property
     def name(self) -> str:
@@ -124,22 +125,10 @@ class _Inputs:
     @property
     def position(self) -> int:
         """Of `size`."""
-        return 1000 * self._over + int(sum(1000 * gathering.share for gathering in self._open))
-
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """An error that comes out of this ends every input that is not over."""
-        try:
-            yield
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            for gathering in self._open:
-                gathering.fail(error)
-            raise
+        return 1000 * self._over + int(sum(1000 * gathering.share for gathering in self.begun))
 
     def close(self) -> None:
-        for gathering in self._open:
+        for gathering in self.begun:
             gathering.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
@@ -168,17 +168,6 @@ class Gathering:
         remove_parts(self.task.output)
         return receipt
 
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """An error that comes out of this is this input's end."""
-        try:
-            yield
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self.fail(error)
-            raise
-
     def _assemble(self, parts: list[ScoredPart]) -> None:
         """Make the output of them."""
         output_format = FORMATS[self.task.output_format]
@@ -202,6 +191,19 @@ class Gathering:
     def close(self) -> None:
         """Leave nothing half-made."""
         self._stack.close()
+
+
+@contextmanager
+def failing(gatherings: Iterable[Gathering]) -> Iterator[None]:
+    """An error that comes out of this is their end, of those that are not over."""
+    try:
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        for gathering in gatherings:
+            gathering.fail(error)
+        raise
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from batchpredict.errors import ConfigInvalid, TryAgain
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
 from batchpredict.run.receipt import Counts
-from batchpredict.run.worker import About, Answer, Look, Problem, Setup, Worker, about
+from batchpredict.run.worker import About, Answer, Log, Look, Problem, Setup, Worker, about
 from batchpredict.signals import check_signals
 
 logger = logging.getLogger(__name__)
@@ -198,6 +198,7 @@ class RayCluster:
         actor, task = self._busy.pop(reference)
         self._counts.pop(actor, None)
         node, answer = _result(reference, task.output)
+        _tell(node, answer.log)
         self._idle.append(actor)
         return Delivered(task, answer, node, hash(actor))
 
@@ -213,16 +214,12 @@ class RayCluster:
                     node, look = ray.get(reference)
                 except RayActorError:  # its shard will tell
                     continue
-                self._tell(node, look)
+                _tell(node, look.log)
                 if actor in busy:
                     self._counts[actor] = look.counts
         elif time.monotonic() - self._looked >= _LOOK_SECONDS:
             self._looked = time.monotonic()
             self._looks = {actor.look.remote(): actor for actor, _ in self._busy.values()}
-
-    def _tell(self, node: str, look: Look) -> None:
-        for level, message in look.log:
-            logger.log(level, "node %s: %s", node, message)
 
     @property
     def in_flight(self) -> Counts:
@@ -250,6 +247,11 @@ class RayCluster:
             ending = threading.Thread(target=ray.shutdown, daemon=True)
             ending.start()
             ending.join(None if error is None else _END_SECONDS)
+
+
+def _tell(node: str, log: Log) -> None:
+    for level, message in log:
+        logger.log(level, "node %s: %s", node, message)
 
 
 def _result(reference: Any, what: str) -> Any:

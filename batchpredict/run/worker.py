@@ -33,6 +33,8 @@ from batchpredict.run.runner import run_task
 # What a row's score may depend on: a node has the driver's.
 _PACKAGES = ("batchpredict", "onnxruntime", "onnxruntime-ep-openvino", "tokenizers", "numpy")
 _PARENT = "batchpredict"
+# Lines, as (level, message).
+Log = tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ class Setup:
 
 @dataclass(frozen=True)
 class About:
-    """A process and the machine it is on. `cpu`: the kind of CPU, as the system names it."""
+    """What a process computes with. `cpu`: the kind of CPU, as the system names it."""
 
-    host: str
-    pid: int
     versions: Mapping[str, str | None]
     cpu: str
 
@@ -86,21 +86,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """What has become of a part: its receipt's content, or what was wrong. `seconds`: it took."""
+    """What has become of a part: its receipt's content, or what was wrong. `seconds`: it took.
+    `log`: what was logged since the last look.
+    """
 
     receipt: Mapping[str, Any] | None
     problem: Problem | None
-    seconds: float = 0.0
+    seconds: float
+    log: Log
 
 
 @dataclass(frozen=True)
 class Look:
-    """Where a worker is: the rows of its shard so far, and what it has logged since the last look,
-    as (level, message).
-    """
+    """Where a worker is: the rows of its shard so far, and what was logged since the last look."""
 
     counts: Counts
-    log: tuple[tuple[int, str], ...]
+    log: Log
 
 
 class Worker:
@@ -136,17 +137,19 @@ class Worker:
         """Score a part and publish it."""
         begin = time.monotonic()
         self._counts = Counts()
+        content, problem = None, None
         try:
             model = self._loaded()
             with _locked(task.output) as held:
                 receipt = run_task(task, self._setup.job, model, self._watch, held, self._stop)
                 if held is not None:
                     forget({task.output: held})
+            content = receipt.content()
         except BatchPredictError as error:
-            return Answer(None, Problem.of(error), time.monotonic() - begin)
+            problem = Problem.of(error)
         finally:
             give_back()
-        return Answer(receipt.content(), None, time.monotonic() - begin)
+        return Answer(content, problem, time.monotonic() - begin, self._log.take())
 
     def look(self) -> Look:
         """See Look."""
@@ -234,7 +237,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._kept.append((record.levelno, record.getMessage()))
 
-    def take(self) -> tuple[tuple[int, str], ...]:
+    def take(self) -> Log:
         self.acquire()
         try:
             kept, self._kept = self._kept, []
@@ -244,8 +247,8 @@ class _Lines(logging.Handler):
 
 
 def about() -> About:
-    """This process and its machine."""
-    return About(platform.node(), os.getpid(), {name: _version(name) for name in _PACKAGES}, _cpu())
+    """Of this process."""
+    return About({name: _version(name) for name in _PACKAGES}, _cpu())
 
 
 def _version(package: str) -> str | None:
