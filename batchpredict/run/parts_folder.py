@@ -104,19 +104,13 @@ class _Folder:
         return replace(_published(self._output, self._manifest), modified_ns=modified_ns)
 
     def _replace(self) -> None:
-        """An older one hands its permissions on. Raises OSError, and then it is still there."""
-        replaces = self._final.exists()
-        if replaces:
+        """An older one hands its permissions on. Raises OSError; `abandon` brings that one back."""
+        if self._final.exists():
             shutil.copymode(self._final, self._made)
             self._final.rename(self._old)
         else:
             self._made.chmod(0o777 & ~_umask())
-        try:
-            self._made.rename(self._final)
-        except OSError:
-            if replaces:
-                self._old.rename(self._final)
-            raise
+        self._made.rename(self._final)
 
     def abandon(self) -> None:
         """Leave nothing behind but the older output, wherever a killed run has left it."""
