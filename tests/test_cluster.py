@@ -13,8 +13,9 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -728,22 +729,39 @@ def test_what_a_worker_logs_comes_with_its_answer(setup: Setup, tmp_path: Path) 
     assert worker.look().log == ()
 
 
-def test_a_worker_keeps_no_memory_that_is_free(setup: Setup, tmp_path: Path) -> None:
-    def scatter(kept: list[bytes]) -> None:
-        pieces = [bytes(60_000) for _ in range(1500)]
-        kept += pieces[::50]
+SCATTER = """
+import threading
+import psutil
+from batchpredict.run.allocators import give_back
 
-    worker, kept = Worker(setup), list[bytes]()
-    source, output = setup.input[0], str(tmp_path / "out.csv")
-    task = Task(source, "csv", output, "csv", f"{output}.rejects.jsonl", f"{output}.receipt.json")
-    worker.score(task)  # what a first time takes is not given back
-    for _ in range(2):
-        thread = threading.Thread(target=scatter, args=(kept,))
-        thread.start()
-        thread.join()
-    before = psutil.Process().memory_info().rss
+def scatter():
+    pieces = [bytes(60_000) for _ in range(1500)]
+    kept.extend(pieces[::50])
+
+kept = []
+for _ in range(2):
+    thread = threading.Thread(target=scatter)
+    thread.start()
+    thread.join()
+before = psutil.Process().memory_info().rss
+give_back()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+def test_memory_that_is_free_is_given_back_after_each_part(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-P", "-c", SCATTER]
+    done = subprocess.run(command, capture_output=True, check=True, env=commands.environment())
+    assert int(done.stdout) > 40 << 20
+    given: list[bool] = []
+    monkeypatch.setattr("batchpredict.run.worker.give_back", lambda: given.append(True))
+    worker, output = Worker(setup), str(tmp_path / "out.csv")
+    task = Task(setup.input[0], "csv", output, "csv", f"{output}.rejects.jsonl", None)
     worker.score(task)
-    assert psutil.Process().memory_info().rss < before - (40 << 20)
+    worker.score(replace(task, input="gone.csv"))
+    assert len(given) == 2
 
 
 def test_streams_are_refused(classifier: Path, tmp_path: Path) -> None:
