@@ -193,10 +193,19 @@ def test_a_lock_is_waited_for_as_long_as_a_look_takes(tmp_path: Path) -> None:
     journal_path(output).touch()
     descriptor = os.open(journal_path(output), os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    timer = threading.Timer(0.01, os.close, (descriptor,))
+    timer = threading.Timer(0.3, os.close, (descriptor,))
     timer.start()
     with lock_output(output):
         timer.join()
+
+
+def test_a_run_is_not_waited_for_as_if_it_looked(tmp_path: Path) -> None:
+    output = str(tmp_path / "o.csv")
+    with lock_output(output):
+        begin = time.monotonic()
+        with pytest.raises(TryAgain, match="another run"), lock_output(output):
+            pass
+    assert time.monotonic() - begin < 2
 
 
 class TestForeignFiles:

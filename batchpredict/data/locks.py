@@ -25,8 +25,8 @@ from batchpredict.errors import OutputNotCreatable, TryAgain
 from batchpredict.signals import check_signals
 
 _POLL_SECONDS = 0.1
-# A lock is waited for at least so long: `is_locked` takes it for an instant.
-_LOOK_SECONDS = 0.05
+# `is_locked` takes a lock for an instant, shared; one that is shared for longer is of no look.
+_LOOK_SECONDS, _LOOK_POLL_SECONDS = 5.0, 0.005
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def lock_output(output: str, wait: float = 0.0) -> Iterator[Held | None]:
     path = journal_path(output)
     if s3.is_url(output):
         make_place(path)
-    descriptor = _locked(path, output, time.monotonic() + max(wait, _LOOK_SECONDS))
+    descriptor = _locked(path, output, wait)
     try:
         yield Held(path, descriptor)
     finally:
@@ -111,19 +111,23 @@ def is_locked(descriptor: int) -> bool:
     return False
 
 
-def _locked(path: Path, output: str, deadline: float) -> int:
+def _locked(path: Path, output: str, wait: float) -> int:
     """A descriptor of the file that has this name now, locked."""
+    begin = time.monotonic()
     while True:
         descriptor = _opened(path, output)
         try:
-            locked = _try(descriptor, path, output)
+            locked = _try(descriptor, path, output, fcntl.LOCK_EX)
             if locked and _still_named(path, descriptor):
                 _protect(descriptor, path, output)
                 return os.dup(descriptor)
+            looked_at = not locked and _try(descriptor, path, output, fcntl.LOCK_SH)
         finally:
             _close(path, descriptor)
-        if not locked:
-            _wait(output, deadline)
+        if looked_at:
+            _pause(output, begin + max(wait, _LOOK_SECONDS), _LOOK_POLL_SECONDS)
+        elif not locked:
+            _pause(output, begin + wait, _POLL_SECONDS)
 
 
 def _close(path: Path, descriptor: int) -> None:
@@ -160,9 +164,9 @@ def _protect(descriptor: int, path: Path, output: str) -> None:
         raise _unusable(output, path, f"protected: {reason_at(path, error)}") from error
 
 
-def _try(descriptor: int, path: Path, output: str) -> bool:
+def _try(descriptor: int, path: Path, output: str, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:  # a file system without locks
@@ -178,11 +182,11 @@ def _still_named(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _wait(output: str, deadline: float) -> None:
+def _pause(output: str, deadline: float, seconds: float) -> None:
     if time.monotonic() >= deadline:
         raise TryAgain(
             f"{output}: another run is writing it; try again when that one has ended, or wait for "
             "it with --lock_wait=SECONDS"
         )
     check_signals()
-    time.sleep(_POLL_SECONDS)
+    time.sleep(seconds)
