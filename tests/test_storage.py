@@ -874,6 +874,8 @@ def test_room_that_is_missing(checked: Checked) -> None:
         ({"input_file": ("a.csv",), "output_file": "out.csv.gz"}, 250 + 100),
         ({"input_file": ("d.parquet",), "output_file": "out.csv"}, 2500 + 250),
         ({"input_file": ("a.csv",), "output_file": "out.jsonl"}, 2000 + 100),
+        ({"input_file": ("a.csv",), "engine": "ray"}, 1000 + 1000),
+        ({"input_file": ("a.csv",), "engine": "ray", "output_parts": True}, 1000 + 100),
     ],
 )
 def test_what_is_needed(checked: Checked, options: dict[str, Any], needed: int) -> None:
@@ -886,7 +888,7 @@ def test_outputs_that_are_replaced_make_room_for_the_next(checked: Checked) -> N
     Path("a.scored.csv").write_bytes(bytes(1000))
     assert checked(1100, input_file=("a.csv", "b.csv")) == []
     (line,) = checked(1099, input_file=("a.csv", "b.csv"))
-    assert line.startswith("a.scored.csv and 1 more outputs: need about 1.1 kB, ")
+    assert line.startswith("a.scored.csv and 1 more output: need about 1.1 kB, ")
 
 
 @pytest.mark.parametrize(

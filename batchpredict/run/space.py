@@ -8,7 +8,7 @@ The estimate is rough and low, so that it warns of what will hardly fit, not of 
 
 Density: bytes per byte of the same table as CSV. Where format and compression are those of the
 input the output is as large as the input. The journal goes when its output is there; an output
-that is replaced stays until then.
+that is replaced stays until then, and so do the parts that a cluster's output is joined from.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchpredict import s3
+from batchpredict.counting import count
 from batchpredict.data.locations import STDIO, compression_of, is_stream
 from batchpredict.data.naming import Task
 from batchpredict.data.storage import Space, amount, space_at
@@ -57,13 +58,14 @@ def check_space(tasks: Iterable[Task], job: Job) -> None:
         if space is None or size is None:
             continue
         output, journal = _estimate(task, size)
+        parts = output if job.engine != "local" and not job.output_parts else 0.0
         need = needs.setdefault(space.device, _Need(space, []))
         need.outputs.append(task.output)
-        need.most = max(need.most, need.kept + output + journal)
+        need.most = max(need.most, need.kept + output + max(journal, parts))
         need.kept += output - (_size(task.output) or 0)
     for need in needs.values():
         if need.most > need.space.free:
-            several = f"{need.outputs[0]} and {len(need.outputs) - 1} more outputs: need"
+            several = f"{need.outputs[0]} and {count(len(need.outputs) - 1, 'more output')}: need"
             logger.warning(
                 "%s about %s, %s; free some space there, or choose another place with "
                 "--output_file or --output_dir",
