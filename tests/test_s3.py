@@ -111,6 +111,24 @@ def test_an_object_is_what_was_written(any_bucket: str) -> None:
             use(address)
 
 
+def test_many_are_copied_and_removed_at_once(any_bucket: str) -> None:
+    names = [at(any_bucket, f"from/{n}") for n in range(200)]
+    for n, name in enumerate(names):
+        s3.store().write(name, b"%d" % n)
+    copies = [at(any_bucket, f"to/{n}") for n in range(200)]
+    s3.store().copy_all(zip(names, copies, strict=True))
+    s3.store().remove_all(names)
+    assert len(list(s3.store().list(at(any_bucket, "")))) == 200
+    assert [s3.store().read(name, 9)[0] for name in copies] == [b"%d" % n for n in range(200)]
+
+
+def test_the_first_that_cannot_be_copied_ends_all(any_bucket: str) -> None:
+    s3.store().write(at(any_bucket, "there"), SMALL)
+    pairs = [(at(any_bucket, "there"), at(any_bucket, "here"))] * 5
+    with pytest.raises(s3.Missing, match="gone"):
+        s3.store().copy_all([*pairs, (at(any_bucket, "gone"), at(any_bucket, "here")), *pairs])
+
+
 def test_more_than_is_asked_for_is_not_read(any_bucket: str) -> None:
     s3.store().write(at(any_bucket), SMALL)
     with pytest.raises(ConfigInvalid, match="has 3000 bytes, 2999 at most"):
@@ -808,7 +826,7 @@ def test_ctrl_c_ends_a_download_that_stalls(faulty: Proxy, s3_bucket: str, tmp_p
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"
 
 

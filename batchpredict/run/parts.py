@@ -88,8 +88,8 @@ def remove_parts(output: str) -> None:
     folder = folder_of(output)
     try:
         if s3.is_url(output):
-            for stored in s3.store().list(s3.parse(f"{folder}/")):
-                s3.store().remove(stored.address)
+            found = s3.store().list(s3.parse(f"{folder}/"))
+            s3.store().remove_all(stored.address for stored in found)
         else:
             shutil.rmtree(folder)
     except FileNotFoundError:

@@ -150,11 +150,15 @@ class _Objects:
         assert name is None
         store, folder = s3.store(), s3.parse(f"{self._output}/")
         store.remove(s3.parse(manifest_of(self._output)))
-        for file, part in self._files.items():
-            store.copy(s3.parse(part), s3.parse(f"{self._output}/{file}"))
-        for stored in store.list(s3.parse(f"{self._output}/part-"), directly=True):
-            if stored.address.key.removeprefix(folder.key) not in self._files:
-                store.remove(stored.address)
+        store.copy_all(
+            (s3.parse(part), s3.parse(f"{self._output}/{file}"))
+            for file, part in self._files.items()
+        )
+        store.remove_all(
+            stored.address
+            for stored in store.list(s3.parse(f"{self._output}/part-"), directly=True)
+            if stored.address.key.removeprefix(folder.key) not in self._files
+        )
         write_small(manifest_of(self._output), self._manifest)
         etag = store.head(s3.parse(manifest_of(self._output))).etag
         return replace(_published(self._output, self._manifest), etag=etag)

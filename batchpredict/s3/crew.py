@@ -1,26 +1,30 @@
-"""Threads for parts of a transfer: one waits for them and gets the first error."""
+"""Threads for parts of a transfer, or many calls: one waits for them and gets the first error."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from batchpredict.signals import check_signals
 
 _TICK = 0.1  # seconds until the one who waits looks at signals again
 _PATIENCE = 2.0  # seconds for a part that is under way when all is given up
+_CALLERS = 8
+_MOST_GIVEN = 64  # calls that are held at a time: there may be a hundred thousand
 
 
 class Crew:
     """Daemon threads: a process that gives up must not wait for a store that is silent.
 
     `changed` is notified after every task; hold it to read or write what tasks share.
+    `unfinished`: tasks that were given and have not ended.
     """
 
     def __init__(self, threads: int) -> None:
         self.changed = threading.Condition()
         self.stopped = threading.Event()
+        self.unfinished = 0
         self._tasks: deque[Callable[[], None]] = deque()
         self._error: BaseException | None = None
         self._threads = [
@@ -43,11 +47,13 @@ class Crew:
                     self._error = self._error or error
             del task  # it may hold a part
             with self.changed:
+                self.unfinished -= 1
                 self.changed.notify_all()
 
     def give(self, task: Callable[[], None]) -> None:
         with self.changed:
             self._tasks.append(task)
+            self.unfinished += 1
             self.changed.notify_all()
 
     def wait(self, until: Callable[[], bool], most: float | None = None) -> None:
@@ -75,3 +81,15 @@ class Crew:
             self.changed.notify_all()
         for thread in self._threads:
             thread.join(_PATIENCE / len(self._threads))
+
+
+def call_all(calls: Iterable[Callable[[], None]]) -> None:
+    """Make calls, several at a time, in no order. Raises the first error and makes no more then."""
+    crew = Crew(_CALLERS)
+    try:
+        for call in calls:
+            crew.wait(lambda: crew.unfinished < _MOST_GIVEN)
+            crew.give(call)
+        crew.wait(lambda: not crew.unfinished)
+    finally:
+        crew.stop()

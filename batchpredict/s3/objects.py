@@ -6,7 +6,8 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from batchpredict.s3.addresses import Address, Stored
 from batchpredict.s3.body import Body
 from batchpredict.s3.calls import Calls
 from batchpredict.s3.connection import Connection
+from batchpredict.s3.crew import call_all
 from batchpredict.s3.download import download
 from batchpredict.s3.faults import Denied, Missing, Refused, Unexplained, Unsupported
 from batchpredict.s3.multipart import PART, abort, integrity
@@ -114,7 +116,11 @@ class S3:
     def copy(self, address: Address, to: Address) -> None:
         """Have the store copy an object, of at most 5 GiB. Raises Missing, Unavailable."""
         source = {"Bucket": address.bucket, "Key": address.key}
-        self._calls("copy_object", to, CopySource=source)
+        try:
+            self._calls("copy_object", to, CopySource=source)
+        except Missing:
+            self.head(address)  # the answer does not say which of both is missing
+            raise
 
     def remove(self, address: Address) -> None:
         """That there is none is fine."""
@@ -122,6 +128,14 @@ class S3:
             self._calls("delete_object", address)
         except Missing:
             return
+
+    def copy_all(self, pairs: Iterable[tuple[Address, Address]]) -> None:
+        """`copy` from the first to the second of each, several at a time."""
+        call_all(partial(self.copy, address, to) for address, to in pairs)
+
+    def remove_all(self, addresses: Iterable[Address]) -> None:
+        """`remove` each, several at a time."""
+        call_all(partial(self.remove, address) for address in addresses)
 
     def is_conditional(self, folder: Address) -> bool:
         """Whether `write` can be refused here: a store may lack conditions, or ignore them.
