@@ -200,11 +200,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("actors", ["2", "4"])  # and all others have one
-def test_a_text_job_gives_the_same_bytes(
-    actors: str, sources: list[Path], model: Path, tmp_path: Path
-) -> None:
-    receipts = same_on_cluster(sources, model, tmp_path, actors=actors)
+def test_a_text_job_gives_the_same_bytes(sources: list[Path], model: Path, tmp_path: Path) -> None:
+    receipts = same_on_cluster(sources, model, tmp_path, actors="2")
     assert shards_of(receipts) > 4 * 10 + 1  # an array is one
 
 
@@ -212,13 +209,13 @@ def test_a_text_job_gives_the_same_bytes(
 def test_a_tabular_job_gives_the_same_bytes(
     sources: list[Path], classifier: Path, tmp_path: Path
 ) -> None:
-    receipts = same_on_cluster(sources, classifier, tmp_path, actors="1:2")
+    receipts = same_on_cluster(sources, classifier, tmp_path, actors="1:4")
     assert all(receipt["rejects"]["codes"] for receipt in receipts)
 
 
 @pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("target", ["csv", "jsonl", "avro", "parquet", "json"])
-def test_from_any_format_to_any_other(
+@pytest.mark.parametrize("target", ["avro", "parquet"])  # whose schema is that of all rows
+def test_from_any_format_to_another(
     target: str, sources: list[Path], classifier: Path, tmp_path: Path
 ) -> None:
     same_on_cluster(sources, classifier, tmp_path, output_format=target, keep="all")
@@ -484,7 +481,7 @@ def test_actors_that_are_killed_change_nothing(classifier: Path, tmp_path: Path)
 def test_a_killed_driver_is_gone_on_with_by_the_same_command(
     classifier: Path, tmp_path: Path
 ) -> None:
-    source = write_rows(tmp_path / "in.csv", rows_of(7 * ROWS))
+    source = write_rows(tmp_path / "in.csv", rows_of(4 * ROWS))
     here, there = tmp_path / "here.csv", tmp_path / "there.csv"
     score(source, classifier, here, shard_bytes=SHARD, max_rejects="20%")
     command = (
@@ -500,7 +497,7 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
         assert process.wait(30) == 130
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 10
     assert not there.exists()
     finished = commands.run(*command, cwd=tmp_path)
     assert finished.returncode == 3, finished.stderr.decode()
@@ -540,7 +537,7 @@ def test_a_row_that_kills_its_actor_is_found(classifier: Path, tmp_path: Path) -
     finished = commands.run(
         f"--input_file={source}", f"--model={classifier}", f"--output_file={output}",
         f"--shard_bytes={SHARD}", "--max_rejects=20%", "--engine=ray", "--actors=2",
-        cwd=tmp_path,
+        "--log_format=json", cwd=tmp_path,
         env={
             "PYTHONPATH": f"{site}:{commands.CHECKOUT}",
             "POISON": json.dumps({"step": "infer", "signal": signal.SIGSEGV}),
@@ -549,6 +546,11 @@ def test_a_row_that_kills_its_actor_is_found(classifier: Path, tmp_path: Path) -
     assert finished.returncode == 3, finished.stderr.decode()
     lost = [reject["row"] for reject in rejects_of(output) if reject["code"] == "killed_process"]
     assert lost == [1001]
+    # What Ray says of the deaths is in the log like all else.
+    said = [
+        json.loads(line) for line in [*finished.stdout.splitlines(), *finished.stderr.splitlines()]
+    ]
+    assert [line for line in said if line.get("message", "").startswith("Ray: ")]
 
 
 def test_objects_are_read_and_written_by_nodes(

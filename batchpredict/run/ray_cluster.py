@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import ray
 from ray.exceptions import RayActorError
@@ -45,7 +47,11 @@ _PATIENCE_SECONDS = 1.5
 _END_SECONDS = 2.0
 # The least that Ray takes; there is nothing in it.
 _OBJECT_STORE_BYTES = 80 << 20
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_COLOR_PREFIX": "0",
+}
 
 
 class _Actor:
@@ -87,6 +93,7 @@ class RayCluster:
 
     def __init__(self, setup: Setup, job: Job) -> None:
         self._setup = setup
+        self._held = ExitStack()
         self._began = not ray.is_initialized()
         least, most = job.pool
         if self._began:
@@ -227,6 +234,7 @@ class RayCluster:
         return sum(self._counts.values(), Counts())
 
     def __enter__(self) -> RayCluster:
+        self._held.enter_context(redirect_stdout(cast(TextIO, _Stdout(sys.stdout))))
         return self
 
     def __exit__(
@@ -236,17 +244,36 @@ class RayCluster:
         traceback: TracebackType | None,
     ) -> None:
         busy = list(self._busy)
-        for actor, _ in self._busy.values():
-            actor.stop.remote()
-        if busy:
-            ray.wait(busy, num_returns=len(busy), timeout=_PATIENCE_SECONDS)
-        for actor in self._actors:
-            ray.kill(actor)
-        if self._began:
-            # It waits long for a node that the same signal has ended, and there is more to be told.
-            ending = threading.Thread(target=ray.shutdown, daemon=True)
-            ending.start()
-            ending.join(None if error is None else _END_SECONDS)
+        with self._held:
+            for actor, _ in self._busy.values():
+                actor.stop.remote()
+            if busy:
+                ray.wait(busy, num_returns=len(busy), timeout=_PATIENCE_SECONDS)
+            for actor in self._actors:
+                ray.kill(actor)
+            if self._began:
+                # It waits long for a node that the same signal has ended, and there is more to be
+                # told.
+                ending = threading.Thread(target=ray.shutdown, name="ray_shutdown", daemon=True)
+                ending.start()
+                ending.join(None if error is None else _END_SECONDS)
+
+
+class _Stdout:
+    """The standard output, but what a thread of Ray prints is logged: the log may be JSON Lines."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        if not threading.current_thread().name.startswith("ray_"):
+            return self._stdout.write(text)
+        if line := " ".join(text.split()):
+            logger.warning("Ray: %s", line)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
 
 
 def _tell(node: str, log: Log) -> None:
