@@ -304,7 +304,7 @@ class TestArrival:
         begin = time.monotonic()
         started.communicate(timeout=60)
         assert started.returncode == 143
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 10
 
 
 def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,10 @@ def test_own_files(name: str) -> None:
         ),
         min_size=1,
         max_size=4,
-    ).map("/".join)
+    )
+    .map("/".join)
+    # Of a link to itself and two slashes, realpath forgets what stands before.
+    .map(lambda name: re.sub("loop//+", "loop/", name))
 )
 def test_what_names_of_one_file_have_in_common(
     links: Path, identities: Identities, name: str

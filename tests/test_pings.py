@@ -242,7 +242,7 @@ def test_a_signal_while_the_end_is_told(
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 5
     assert b"not told of the run's exit status (no answer in time)" in errors
     assert (tmp_path / "data.scored.csv").exists()
 
@@ -422,10 +422,10 @@ def test_a_lost_ping_is_sent_again(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_run_does_not_wait_for_the_ping_of_its_start() -> None:
-    with serving(Service(delay=1.0)) as service:
+    with serving(Service(delay=3.0)) as service:
         begin = time.monotonic()
         pings.Pings(service.url, RUN).start()
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 2
 
 
 def test_a_long_summary_keeps_its_end() -> None:

@@ -106,7 +106,7 @@ def undisturbed(source: Path, model: Path, directory: Path, **options: Any) -> A
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_after_every_batch(tmp_path: Path, words: Path, kind: str) -> None:
     name = f"in.{kind}"
-    source = write_texts(tmp_path / f"in.{kind.replace('.xz', '').replace('.zst', '')}", texts(60))
+    source = write_texts(tmp_path / f"in.{kind.replace('.xz', '').replace('.zst', '')}", texts(30))
     output = tmp_path / f"out.{kind}"
     whole = tmp_path / f"whole.{kind}"
     with borders(17, 1 << 20, 300):

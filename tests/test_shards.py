@@ -148,7 +148,7 @@ def blocks_of(size: int, head: int) -> Iterator[None]:
         yield
 
 
-quickly = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sizes = st.sampled_from([1, 2, 7, 30, 63, 64, 65, 128, 1000])
 shard_sizes = st.integers(1, 200) | st.sampled_from([1, 64, 128])
 
