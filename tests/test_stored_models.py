@@ -256,6 +256,9 @@ class TestResume:
         rejects.write_text(rejects.read_text().replace("word", "7"))
         assert main(["retry", "out.csv.receipt.json"]) == 0
         assert Path("out.csv").read_text().split() == ["x,prediction", "1,101", "7,107"]
+        cached = os.environ["XDG_CACHE_HOME"]
+        held = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+        assert [name for name in held if name.startswith(cached)] == []
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from batchpredict.ops.recovery import Keeping
 from batchpredict.ops.rejected import find_rejected
 from batchpredict.ops.rescoring import Retry, Watch, rehearse, write_merged
 from batchpredict.run.current import one_run
-from batchpredict.run.fetching import Pinned, fetch
+from batchpredict.run.fetching import Fetched, Pinned, fetch
 from batchpredict.run.loading import LoadedModel, load_model
 from batchpredict.run.pipeline import StageTimes
 from batchpredict.run.publication import Publication
@@ -89,7 +89,8 @@ def retry(request: Request, watch: Watch) -> Receipt | None:
             return None
         mended = _rejects(former, request, kept)
         rejected = find_rejected(former, mended)
-        model = _load(former, job)
+        pinned = _pinned(former) if job.model == former.job.model else None
+        model = _load(former, job, stack.enter_context(fetch(job, pinned)))
         directory = stack.enter_context(_own_directory())
         source = former.open_input()
         work = Retry(former, task, job, rejected, output, source, model, directory)
@@ -192,9 +193,8 @@ def _other_task(former: Former, name: str) -> Task:
     )
 
 
-def _load(former: Former, job: Job) -> LoadedModel:
+def _load(former: Former, job: Job, fetched: Fetched) -> LoadedModel:
     """The model of the former run. Raises ConfigInvalid where it is another one."""
-    fetched = fetch(job, _pinned(former) if job.model == former.job.model else None)
     digest, was = fetched.package.digest, former.model["sha256"]
     if digest != was:
         raise ConfigInvalid(
