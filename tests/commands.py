@@ -43,11 +43,12 @@ def run(
     return finished
 
 
-def start(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, **more: Any
+) -> subprocess.Popen[bytes]:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), **{**pipes, **more}
-    )
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, env=environment(**(env or {})), **{**pipes, **more})
 
 
 def half_written(directory: Path) -> list[Path]:

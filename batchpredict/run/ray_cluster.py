@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import Any, TextIO, cast
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from batchpredict.cgroup import effective_cores
 from batchpredict.counting import count
@@ -305,6 +306,8 @@ def _connect(job: Job, least: int, most: int | None) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     own: dict[str, Any] = {}
     if job.ray_address is None:
+        # Else Ray makes one, in a home that may not be there, or not be writable.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         cpus = max(effective_cores(), (most or least) * job.cpus_per_actor)
         own = {
             "num_cpus": cpus,
@@ -318,7 +321,7 @@ def _connect(job: Job, least: int, most: int | None) -> None:
             logging_level=logging.ERROR,
             **own,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ConfigInvalid(
             f"--ray_address={job.ray_address or 'local'}: {' '.join(str(error).split())}"
         ) from error
