@@ -22,8 +22,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 _MOST_SEARCHED = 64 << 20
 
-# Machines that throttle make deadlines fail by chance. Nothing is kept between runs.
-settings.register_profile("batchpredict", deadline=None, database=None)
+# Machines that throttle make deadlines fail by chance. Nothing is kept between runs, each of which
+# has examples of its own.
+settings.register_profile("batchpredict", deadline=None, database=None, max_examples=50)
 settings.load_profile("batchpredict")
 
 
