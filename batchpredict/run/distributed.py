@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from batchpredict import s3
@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 _MOST_PROBES = 16
 
 
-def on_cluster(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> Iterator[Receipt]:
+def on_cluster(
+    tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run
+) -> Generator[Receipt, None, None]:
     """See Engine."""
     inputs = _Inputs(tasks, job, model, run)
     setup = _setup(tasks, job, model)

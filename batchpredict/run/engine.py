@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,11 +31,11 @@ class Run:
 
 
 class Engine(Protocol):
-    """Scores the shards of inputs and publishes each input when it is done.
+    """Scores the shards of inputs and publishes each input when it is done. To be closed.
 
     Outputs, rejects and counts are the same on every engine, to the byte.
     """
 
     def __call__(
         self, tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run
-    ) -> Iterator[Receipt]: ...
+    ) -> Generator[Receipt, None, None]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +102,8 @@ def run(
             codes.append(lost.exit_code)
         told = partial(_told, codes, alone=len(tasks) + len(missing) == 1)
         if model is not None:
-            for receipt in engine(left, job, model, Run(locks, deadline, watch, told)):
+            scored = engine(left, job, model, Run(locks, deadline, watch, told))
+            for receipt in held.enter_context(closing(scored)):
                 receipts.append(receipt)
                 if published is not None:
                     published(receipt)
@@ -124,7 +125,9 @@ def _engine(job: Job) -> Engine:
     return on_cluster
 
 
-def _here(tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run) -> Iterator[Receipt]:
+def _here(
+    tasks: Sequence[Task], job: Job, model: LoadedModel, run: Run
+) -> Generator[Receipt, None, None]:
     """The engine of this process: all shards of an input in one go, one input after the other."""
     done = 0
     for task in tasks:
