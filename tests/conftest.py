@@ -30,8 +30,8 @@ settings.load_profile("batchpredict")
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home that does not exist, no BATCHPREDICT_* or XDG_* variables, loopback only."""
-    for name in [n for n in os.environ if n.startswith(("BATCHPREDICT_", "XDG_"))]:
+    """A home that does not exist, no variables of ours, XDG or Ray, loopback only."""
+    for name in [n for n in os.environ if n.startswith(("BATCHPREDICT_", "XDG_", "RAY_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "no-home"))
     connect = socket.socket.connect

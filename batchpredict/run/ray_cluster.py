@@ -48,6 +48,13 @@ _PATIENCE_SECONDS = 1.5
 _END_SECONDS = 2.0
 # The least that Ray takes; there is nothing in it.
 _OBJECT_STORE_BYTES = 80 << 20
+# Older versions of Ray have no tokens.
+_REFUSED: tuple[type[Exception], ...] = (
+    ConnectionError,
+    RuntimeError,
+    ValueError,
+    getattr(ray.exceptions, "AuthenticationError", ConnectionError),
+)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -321,12 +328,14 @@ def _connect(job: Job, least: int, most: int | None) -> None:
             logging_level=logging.ERROR,
             **own,
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except _REFUSED as error:
         raise ConfigInvalid(
-            f"--ray_address={job.ray_address or 'local'}: {' '.join(str(error).split())}"
+            f"--ray_address={job.ray_address or 'local'}: {' '.join(str(error).split())}; look "
+            "whether that cluster runs, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it wants "
+            "a token"
         ) from error
     except Exception as error:
-        if type(error) is not Exception:
+        if type(error) is not Exception and not isinstance(error, RayError):
             raise
         # Ray's own, of a node that has not started within its half a minute.
         raise TryAgain(
