@@ -45,6 +45,7 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - raised by `wait`
                 with self.changed:
                     self._error = self._error or error
+                    self._tasks.clear()
             del task  # it may hold a part
             with self.changed:
                 self.unfinished -= 1
@@ -84,7 +85,10 @@ class Crew:
 
 
 def call_all(calls: Iterable[Callable[[], None]]) -> None:
-    """Make calls, several at a time, in no order. Raises the first error and makes no more then."""
+    """Make calls, several at a time, in no order.
+
+    Raises the first error and begins no more then; those under way may still take effect.
+    """
     crew = Crew(_CALLERS)
     try:
         for call in calls:
