@@ -34,7 +34,8 @@ _STORE = {
     "created": re.compile(r"num bytes created total: (\d+)"),
     "spilled": re.compile(r"cumulative spill requests: (\d+)"),
 }
-_STARTED = b" actors on "
+# In the log; of a local run the receipt knows better.
+_STARTED = {"ray": re.compile(rb" actors? on "), "local": re.compile(rb"")}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
     if options.shard_bytes:
         command.append(f"--shard_bytes={options.shard_bytes}")
     variables = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder), "RAY_TMPDIR": str(ray)}
-    with _Watch(log) as watch:
+    with _Watch(log, _STARTED[engine]) as watch:
         reading = measure.run(command, os.environ | variables, log, options.memory)
     if reading.exit_code not in (0, 3):
         sys.exit(log.read_text())
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
     store = _stored(ray)
     shutil.rmtree(ray)
     start = watch.started if engine == "ray" else receipt["first_row_seconds"]
+    assert start, "when it has started is not in its log"
     used = sum(watch.used.values()), watch.used_after(start)
     return Taken(reading, start, watch.peak, *used, receipt, store)
 
@@ -87,24 +89,29 @@ def run(options: argparse.Namespace, source: Path, engine: str, folder: Path) ->
 class _Watch:
     """Looks at a run from outside. `started`: seconds until it said so; `peak`: of the command's
     own process, in bytes; `used`: CPU seconds by process. Ray's daemons wait for none of theirs:
-    what these have used is in nobody's account. A look at all threads of Ray takes 20 ms.
+    what these have used is in nobody's account, nor is it of the last second. A look at all
+    threads of Ray takes 20 ms.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, started: re.Pattern[bytes]) -> None:
         self.started, self.peak = 0.0, 0
         self.used: dict[int, float] = {}
         self._course: list[tuple[float, float]] = []
         self._log = log
+        self._started = started
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
         begin = time.perf_counter()
-        while not self._ended.wait(0.2 if time.perf_counter() - begin < 20 else 2.0):
-            if not self.started and self._log.exists() and _STARTED in self._log.read_bytes():
-                self.started = time.perf_counter() - begin
-            self._course.append((time.perf_counter() - begin, sum(self.used.values())))
+        while not self._ended.wait(1.0 if self.started else 0.2):
             self.peak = max([self.peak, *map(_highest, self._commands())])
+            self._course.append((time.perf_counter() - begin, sum(self.used.values())))
+            if not self.started and self._has_started():
+                self.started = time.perf_counter() - begin
+
+    def _has_started(self) -> bool:
+        return self._log.exists() and bool(self._started.search(self._log.read_bytes()))
 
     def _commands(self) -> list[int]:
         """The processes that are the command."""
@@ -187,14 +194,15 @@ def told(engine: str, taken: Taken) -> None:
     reading, receipt = taken.reading, taken.receipt
     rows, stages = receipt["counts"]["read"], receipt["stages"]
     nodes = receipt.get("nodes") or []
+    together = f", all processes {reading.peak_bytes / 1e6:.0f} MB" if reading.peak_bytes else ""
     print(
         f"{engine:6} wall {reading.wall:7.1f} s: start {taken.start:5.1f}, then {taken.work:7.1f}; "
         f"{taken.cpu:7.1f} CPU s, {taken.cpu_work:.1f} after the start; "
         f"{rows / taken.work:,.0f} rows/s, "
         f"{rows / taken.cpu_work:,.1f} rows per CPU s; load {os.getloadavg()[0]:.1f}\n"
         f"       peak: command {taken.driver / 1e6:.0f} MB, actor "
-        f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB, all processes "
-        f"{reading.peak_bytes / 1e6:.0f} MB; shards {sum(n['shards'] for n in nodes)}; "
+        f"{max((n['peak_memory_bytes'] for n in nodes), default=0) / 1e6:.0f} MB{together}; "
+        f"shards {sum(n['shards'] for n in nodes)}; "
         f"join {stages.get('join', 0.0):.1f} s of {receipt['output']['size'] / 1e6:.0f} MB; "
         f"object store {taken.store}; stages "
         f"{ {name: round(value, 1) for name, value in stages.items()} }",
