@@ -301,10 +301,9 @@ class TestArrival:
         assert started.stdout
         assert b"waiting for at most 300 s: a.csv: no such file" in started.stdout.readline()
         started.send_signal(signal.SIGTERM)
-        begin = time.monotonic()
-        started.communicate(timeout=60)
+        _, errors = started.communicate(timeout=60)
         assert started.returncode == 143
-        assert time.monotonic() - begin < 10
+        assert b"terminated; what was not finished" in errors
 
 
 def test_each_file_that_lands_is_scored_once_and_none_before_it_is_complete(
