@@ -47,7 +47,7 @@ class InputUnfinished(InputMissing):
 
 
 class Unavailable(BatchPredictError):
-    """A model or store cannot be reached or may not be read."""
+    """A model, store or cluster cannot be reached or may not be read."""
 
     exit_code = 69
 

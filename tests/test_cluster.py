@@ -41,6 +41,7 @@ from batchpredict.errors import (
     OutputNotCreatable,
     OutputWriteFailed,
     TryAgain,
+    Unavailable,
     UsageError,
 )
 from batchpredict.job import Job
@@ -732,6 +733,17 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(TryAgain, match="has not started: The current node timed out during"):
         run_job(source, classifier, output_file=tmp_path / "out.csv", engine="ray")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:70000", "[::1]:9"])
+def test_an_address_where_nobody_listens(
+    address: str, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "in.csv", rows_of(10))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    options = {"engine": "ray", "ray_address": address}
+    with pytest.raises(Unavailable, match=re.escape(f"--ray_address={address}: no cluster")):
+        run_job(source, classifier, output_file=tmp_path / "out.csv", **options)
 
 
 def test_what_a_worker_logs_comes_with_its_answer(setup: Setup, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from ray.exceptions import RayActorError, RayError
 from batchpredict.cgroup import effective_cores
 from batchpredict.counting import count
 from batchpredict.data.naming import Task
-from batchpredict.errors import ConfigInvalid, TryAgain
+from batchpredict.errors import ConfigInvalid, TryAgain, Unavailable
 from batchpredict.job import Job
 from batchpredict.light_imports import light_imports
 from batchpredict.run.receipt import Counts
@@ -41,6 +42,7 @@ _TICK_SECONDS = 0.2
 _LOOK_SECONDS = 2.0
 # For the fewest actors asked for: nodes of a cloud take minutes to start.
 _START_SECONDS = 600.0
+_REACH_SECONDS = 10.0
 _TOLD_SECONDS = 30.0
 # For shards in flight to be kept when a run ends early.
 _PATIENCE_SECONDS = 1.5
@@ -54,6 +56,10 @@ _REFUSED: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     getattr(ray.exceptions, "AuthenticationError", ConnectionError),
+)
+_ADVICE = (
+    "; look whether that cluster runs, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it wants "
+    "a token"
 )
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -305,6 +311,20 @@ def _result(reference: Any, what: str) -> Any:
         ) from error
 
 
+def _check_reachable(address: str) -> None:
+    """Raise Unavailable where nobody listens: Ray tries for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"--ray_address={address}: no cluster answers there "
+            f"({getattr(error, 'strerror', None) or error}); start it, or name another"
+        ) from error
+
+
 def _connect(job: Job, least: int, most: int | None) -> None:
     """Join the cluster, or begin one on this machine."""
     for name, value in _QUIET.items():
@@ -321,6 +341,8 @@ def _connect(job: Job, least: int, most: int | None) -> None:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
+    else:
+        _check_reachable(job.ray_address)
     try:
         ray.init(
             address=job.ray_address or "local",
@@ -329,10 +351,9 @@ def _connect(job: Job, least: int, most: int | None) -> None:
             **own,
         )
     except _REFUSED as error:
+        where = f"--ray_address={job.ray_address}" if job.ray_address else "--engine=ray"
         raise ConfigInvalid(
-            f"--ray_address={job.ray_address or 'local'}: {' '.join(str(error).split())}; look "
-            "whether that cluster runs, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it wants "
-            "a token"
+            f"{where}: {' '.join(str(error).split())}{_ADVICE if job.ray_address else ''}"
         ) from error
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, RayError):
