@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +340,26 @@ def test_a_failure_in_a_thread_reaches_the_caller_with_its_traceback(
     assert [name for name in files_in(tmp_path) if name.startswith("out")] == [
         "out.csv.failed.json"
     ]
+
+
+def test_an_engine_is_closed_when_its_caller_fails(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    here = runner._here
+
+    def engine(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from here(*arguments)
+        finally:
+            closed.append(True)
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("told")
+
+    monkeypatch.setattr(runner, "_here", engine)
+    job = Job(input_file=(str(written(tmp_path / "a.csv", ["1"])),), model=str(model))
+    with pytest.raises(RuntimeError) as caught:  # it holds all that was called
+        runner.run(job, lambda *_: None, fail)
+    assert closed
+    assert caught

@@ -29,7 +29,7 @@ from batchpredict.errors import (
     Unavailable,
     UsageError,
 )
-from batchpredict.s3 import connection, download
+from batchpredict.s3 import connection, crew, download
 from tests import s3servers
 from tests.commands import environment
 from tests.fault_proxy import Proxy, proxy_of
@@ -127,6 +127,28 @@ def test_the_first_that_cannot_be_copied_ends_all(any_bucket: str) -> None:
     pairs = [(at(any_bucket, "there"), at(any_bucket, "here"))] * 5
     with pytest.raises(s3.Missing, match="gone"):
         s3.store().copy_all([*pairs, (at(any_bucket, "gone"), at(any_bucket, "here")), *pairs])
+
+
+def test_no_call_begins_after_one_that_has_failed() -> None:
+    fails, others = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def fail() -> None:
+        fails.wait(30)
+        raise ValueError("the first")
+
+    def calls() -> Iterator[Callable[[], object]]:
+        yield from [lambda: others.wait(30)] * 7
+        yield fail
+        yield from [lambda: made.append(1)] * 20  # no thread is free for these
+        fails.set()
+        time.sleep(0.3)
+        others.set()
+        time.sleep(0.1)
+
+    with pytest.raises(ValueError, match="the first"):
+        crew.call_all(calls())
+    assert made == []
 
 
 def test_more_than_is_asked_for_is_not_read(any_bucket: str) -> None:

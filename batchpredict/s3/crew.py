@@ -25,7 +25,7 @@ class Crew:
         self.changed = threading.Condition()
         self.stopped = threading.Event()
         self.unfinished = 0
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[Callable[[], object]] = deque()
         self._error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._work, name="s3", daemon=True) for _ in range(threads)
@@ -51,7 +51,7 @@ class Crew:
                 self.unfinished -= 1
                 self.changed.notify_all()
 
-    def give(self, task: Callable[[], None]) -> None:
+    def give(self, task: Callable[[], object]) -> None:
         with self.changed:
             self._tasks.append(task)
             self.unfinished += 1
@@ -84,7 +84,7 @@ class Crew:
             thread.join(_PATIENCE / len(self._threads))
 
 
-def call_all(calls: Iterable[Callable[[], None]]) -> None:
+def call_all(calls: Iterable[Callable[[], object]]) -> None:
     """Make calls, several at a time, in no order.
 
     Raises the first error and begins no more then; those under way may still take effect.
