@@ -721,11 +721,12 @@ def test_a_node_that_takes_over_is_looked_at_too(setup: Setup, tmp_path: Path) -
     assert "outputs have to lie where every node sees them" in problem.message
 
 
+@pytest.mark.parametrize("kind", [Exception, ray.exceptions.GetTimeoutError])
 def test_a_ray_that_does_not_start_in_time_is_tried_again(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(**_: Any) -> None:
-        raise Exception("The current node timed out\nduring startup.")
+        raise kind("The current node timed out\nduring startup.")
 
     source = write_rows(tmp_path / "in.csv", rows_of(10))
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)  # a run would leave one of its own
